@@ -1,0 +1,38 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with the pinned packages (once; the other targets do it when needed)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@scripts/setup.sh "$(PYTHON)"
+	@touch $@
+
+demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then write the report (under 4 minutes)
+	@echo "demo: 3 samplers x 3 seeds, 15 s of training each, on data that comes with the packages"
+	@$(BIN)/python -m isbench -m experiment=demo
+	@$(BIN)/python -m isbench.report runs/demo --out results/demo
+
+test: $(STAMP) ## run the whole test suite
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP) ## check style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy isbench
+
+format: $(STAMP) ## rewrite the code in the project's style
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock: ## renew the pinned requirement files (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt
+	uv pip compile pyproject.toml -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/base.txt
+
+clean: ## delete the environment, caches and runs
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

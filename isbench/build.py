@@ -1,0 +1,171 @@
+"""From a configuration to the objects of a run, in reading order. The only list of what a run is made of."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isbench.config import RunConfig, check_arguments
+from isbench.data.augment import Augmentation
+from isbench.data.resident import ResidentDataset
+from isbench.data.sources import Source
+from isbench.errors import ConfigError
+from isbench.models.heads import Classifier
+from isbench.models.norm import use_weighted_norm
+from isbench.samplers.base import Sampler
+from isbench.signals import CrossEntropy
+from isbench.training.budget import Budget
+from isbench.training.clock import Clock, WallClock
+from isbench.training.schedule import Schedule
+from isbench.training.step import TrainStep
+from isbench.training.streams import Streams, derive_seed
+from isbench.training.workspace import Workspace
+from isbench.types import Progress
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for auto, cpu or cuda; `auto` takes the first GPU if there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: no GPU is available to torch here; use device=cpu or device=auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def locate(path: str) -> Callable:
+    """Return the function or class that a yaml's `_target_` names."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"_target_={path}: no such function or class") from None
+
+
+def instantiate(group: str, node: dict[str, Any], **given: Any) -> Any:
+    """Call a node's `_target_` with its own values, checked against the signature, and what the program gives."""
+    target = locate(node["_target_"])
+    arguments = {key: value for key, value in node.items() if key not in ("name", "_target_")}
+    checked = check_arguments(group, target, arguments, given)
+    try:
+        return target(**given, **checked)
+    except ValueError as error:
+        raise ConfigError(f"{group}={node.get('name', target.__name__)}: {error}") from error
+
+
+@dataclass
+class Parts:
+    """The objects of a run; those with state are in `state_dict`."""
+
+    source: Source
+    dataset: ResidentDataset
+    model: Classifier
+    criterion: CrossEntropy
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    sampler: Sampler
+    workspace: Workspace
+    step: TrainStep
+    budget: Budget
+    streams: Streams
+    progress: Progress
+    clock: Clock
+    learning_rate: float  # the base rate, which the schedule multiplies
+
+    STATEFUL = ("model", "optimizer", "sampler", "workspace", "streams", "progress")
+
+    def rate(self, fraction: float) -> float:
+        """Return the learning rate at a fraction of the budget."""
+        return self.learning_rate * self.schedule(fraction)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the future of the run depends on. Tensors are shared, not copied."""
+        return {name: getattr(self, name).state_dict() for name in self.STATEFUL}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.clock.elapsed = self.progress.seconds
+
+    def warm_up(self, updates: int = 3) -> None:
+        """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
+        before = copy.deepcopy(self.state_dict())
+        for _ in range(updates):
+            draw = self.sampler.draw(self.progress)
+            self.sampler.observe(draw, self.step.compute_gradient(draw, self.sampler.reweight))
+            self.step.update(self.rate(0.0) * self.sampler.gain())
+        self.step.forget()
+        self.load_state_dict(before)
+
+
+@lru_cache(maxsize=1)
+def _source(target: str, data_dir: Path, values: tuple[tuple[str, Any], ...]) -> Source:
+    """Read a data set once for all runs of a grid in this process."""
+    return instantiate("dataset", {"_target_": target, **dict(values)}, data_dir=data_dir)
+
+
+def load_source(node: dict[str, Any], data_dir: str) -> Source:
+    """Read the data set of a configuration node."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in node.items() if key not in ("name", "_target_")}
+    return _source(node["_target_"], Path(data_dir).expanduser(), tuple(sorted(values.items())))
+
+
+def initial_model(node: dict[str, Any], dataset: ResidentDataset, seed: int) -> Classifier:
+    """Return the network with weights that depend on the run's seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "init"))
+        return instantiate("model", node, input_shape=dataset.input_shape, num_classes=dataset.num_classes)
+
+
+def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -> Parts:
+    """Make the objects of a run.
+
+    Raises:
+        UserError: choices that cannot be used, or not together; before anything is written or trained.
+    """
+    schedule: Schedule = instantiate("schedule", config.schedule)
+    sampler: Sampler = instantiate("sampler", config.sampler)
+    augmentation: Augmentation = instantiate("augmentation", config.augmentation)
+    source = load_source(config.dataset, config.data_dir)
+    dataset = ResidentDataset(source, augmentation, device, slots=config.slots)
+    if config.batch_size > dataset.num_examples:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is larger than the training set ({dataset.num_examples} examples)"
+        )
+    model = initial_model(config.model, dataset, config.seed)
+    if sampler.weighted_norm:
+        use_weighted_norm(model)
+    model.to(device).train()
+    optimizer = instantiate("optimizer", config.optimizer, model=model)
+    criterion = CrossEntropy(config.label_smoothing)
+    streams = Streams(config.seed, device)
+    progress = Progress(dataset.num_examples)
+    workspace = Workspace(dataset, model, criterion, config.batch_size, streams, progress)
+    sampler.bind(workspace)
+    step = TrainStep(model, criterion, optimizer, sampler.observes, config.clip_norm)
+    budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
+    return Parts(
+        source,
+        dataset,
+        model,
+        criterion,
+        optimizer,
+        schedule,
+        sampler,
+        workspace,
+        step,
+        budget,
+        streams,
+        progress,
+        clock or WallClock(device),
+        learning_rate=config.optimizer["lr"],
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,243 @@
+"""The configuration: its schema, its checks, and the identity of a run.
+
+Group nodes (dataset, model, sampler, ...) are plain mappings whose schema is the signature of the constructor that they
+name; the top level is a dataclass. This module does not import torch, so that the command line answers at once.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from isbench.errors import ConfigError
+
+# What makes two runs the same run. Where it is stored, how it is launched and who is told about it do not.
+IDENTITY = (
+    "dataset",
+    "model",
+    "sampler",
+    "optimizer",
+    "schedule",
+    "augmentation",
+    "budget",
+    "numerics",
+    "evaluation",
+    "seed",
+    "batch_size",
+    "label_smoothing",
+    "clip_norm",
+    "slots",
+    "device",
+)
+BUDGET_UNITS = ("updates", "epochs", "examples", "seconds")
+
+
+@dataclass
+class Budget:
+    """How long to train: `limit` updates, epochs, examples or (training) seconds; see isbench.training.budget."""
+
+    name: str = ""
+    unit: str = MISSING
+    limit: float = MISSING
+    effective: bool = False
+
+
+@dataclass
+class Numerics:
+    """Precision and determinism. `threads: null` takes all cores."""
+
+    name: str = ""
+    deterministic: bool = True
+    tf32: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class Logging:
+    """Where rows go besides the run's own record; see isbench.recording.wandb_sink."""
+
+    name: str = ""
+    mode: str = "offline"
+    project: str = "isbench"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    timeout_seconds: float = 20.0
+
+
+@dataclass
+class Evaluation:
+    """How often to look (equal parts of the budget), and at how many training examples."""
+
+    points: int = 20
+    train_examples: int = 2000
+
+
+@dataclass
+class Checkpoint:
+    """Seconds between checkpoints at least (they are written at boundaries), and whether the last one is kept."""
+
+    seconds: float = 30.0
+    keep: bool = False
+
+
+@dataclass
+class RunConfig:
+    """One run. Every field can be set on the command line as key=value."""
+
+    dataset: Any = MISSING
+    model: Any = MISSING
+    sampler: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    augmentation: Any = MISSING
+    budget: Budget = MISSING
+    numerics: Numerics = MISSING
+    logging: Logging = MISSING
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    seed: int = 0
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    slots: int | None = None
+    device: str = "auto"
+    data_dir: str = MISSING
+    runs_dir: str = "runs"
+    group: str | None = None  # a folder under runs_dir and the group in W&B: the name of the experiment
+
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def config_folder() -> Path:
+    """Return the folder of yaml files: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def default_data_dir() -> str:
+    return os.environ.get("ISBENCH_DATA", "data")
+
+
+OmegaConf.register_new_resolver("isbench_data", default_data_dir, replace=True)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return a hint that names the choices most like `word`, or all of them if they are few or none is like it."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    if close and len(choices) > 6:
+        return "did you mean " + " or ".join(close) + "?"
+    return "valid: " + ", ".join(choices)
+
+
+def validate(cfg: DictConfig) -> RunConfig:
+    """Check a composed configuration and return it as a `RunConfig` whose groups are plain dictionaries.
+
+    Raises:
+        ConfigError: a key that does not exist, or a value that is out of range.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    for key in plain:  # Hydra lets +key=value pass
+        if key not in RunConfig.__dataclass_fields__:
+            raise ConfigError(f"unknown key {key}: {nearest(key, RunConfig.__dataclass_fields__)}")
+    run: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))  # type: ignore[assignment]
+    _require(run.seed >= 0, "seed", run.seed, "must not be negative")
+    _require(run.batch_size >= 1, "batch_size", run.batch_size, "must be at least 1")
+    _require(0 <= run.label_smoothing < 1, "label_smoothing", run.label_smoothing, "must be at least 0 and less than 1")
+    _require(run.clip_norm is None or run.clip_norm > 0, "clip_norm", run.clip_norm, "must be above 0, or null")
+    _require(run.slots is None or run.slots >= 1, "slots", run.slots, "must be at least 1, or null")
+    _require(
+        run.budget.unit in BUDGET_UNITS, "budget.unit", run.budget.unit, nearest(run.budget.unit, BUDGET_UNITS)
+    )
+    _require(0 < run.budget.limit < math.inf, "budget.limit", run.budget.limit, "must be above 0")
+    _require(
+        not (run.budget.effective and run.budget.unit == "seconds"),
+        "budget.effective",
+        True,
+        "seconds are the same for every method; count updates, epochs or examples instead",
+    )
+    _require(run.evaluation.points >= 1, "evaluation.points", run.evaluation.points, "must be at least 1")
+    _require(
+        run.evaluation.train_examples >= 1,
+        "evaluation.train_examples",
+        run.evaluation.train_examples,
+        "must be at least 1",
+    )
+    _require(run.checkpoint.seconds >= 0, "checkpoint.seconds", run.checkpoint.seconds, "must not be negative")
+    _require(
+        run.numerics.threads is None or run.numerics.threads >= 1,
+        "numerics.threads",
+        run.numerics.threads,
+        "must be at least 1, or null",
+    )
+    modes = ("offline", "online", "off")
+    _require(run.logging.mode in modes, "logging.mode", run.logging.mode, nearest(run.logging.mode, modes))
+    _require(run.logging.timeout_seconds > 0, "logging.timeout_seconds", run.logging.timeout_seconds, "must be above 0")
+    devices = ("auto", "cpu", "cuda")
+    _require(run.device in devices, "device", run.device, nearest(run.device, devices))
+    return run
+
+
+def check_arguments(group: str, function: Callable, arguments: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """Check a group's values against the signature they are meant for, and return them converted.
+
+    Args:
+        group: the configuration group, for messages.
+        arguments: the values of the yaml, without `name` and `_target_`.
+        given: names of the arguments that are supplied when the object is built.
+
+    Raises:
+        ConfigError: an unknown or missing argument, or a value of the wrong type.
+    """
+    given = set(given)
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    for name in arguments:
+        if name not in parameters:
+            raise ConfigError(f"unknown key {group}.{name}: {nearest(name, parameters)}")
+    converted = {}
+    for name, parameter in parameters.items():
+        if name not in arguments:
+            if parameter.default is parameter.empty:
+                raise ConfigError(f"{group}.{name} is missing: {function.__name__} needs it")
+            continue
+        try:
+            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+            converted[name] = adapter.validate_python(arguments[name])
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"{group}.{name}={arguments[name]}: {reason}") from None
+    return converted
+
+
+def run_id(run: RunConfig) -> str:
+    """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
+    plain = OmegaConf.to_container(OmegaConf.structured(run))
+    assert isinstance(plain, dict)
+    identity = {key: plain[key] for key in IDENTITY}
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_folder(run: RunConfig) -> Path:
+    """Return the folder of a run: a function of its configuration, so that the same command finds it again."""
+    name = f"{run.sampler['name']}-s{run.seed}-{run_id(run)}"
+    return Path(run.runs_dir, run.group or "", f"{run.dataset['name']}-{run.model['name']}", name)
+
+
+def _require(condition: bool, key: str, value: Any, reason: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: {reason}")

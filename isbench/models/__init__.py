@@ -1,0 +1,1 @@
+"""Networks. Each is a `Classifier`: features, then one linear head."""

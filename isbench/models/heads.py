@@ -1,0 +1,30 @@
+"""The protocol every network follows: a feature extractor and one linear head.
+
+Splitting them lets the last-layer signals (upper bound, last-layer gradient norm) come from one forward pass.
+"""
+
+from torch import Tensor, nn
+
+from isbench.types import Forward
+
+
+class Classifier(nn.Module):
+    """A network whose logits are a linear function of its features.
+
+    A subclass sets `head` and writes `features(inputs) -> (n, D)`.
+    """
+
+    head: nn.Linear
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return the input of the last linear layer, (n, D)."""
+        raise NotImplementedError
+
+    def run(self, inputs: Tensor) -> Forward:
+        """Return logits (n, C) and features (n, D) from one pass."""
+        features = self.features(inputs)
+        return Forward(self.head(features), features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (n, C)."""
+        return self.run(inputs).logits

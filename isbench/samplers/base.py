@@ -1,0 +1,85 @@
+"""The sampler contract, and the two helpers that samplers share.
+
+A sampler decides which examples the next update trains on and with which weights. It sees a `Workspace` and nothing
+else of the program. One contract carries every family of methods:
+
+- forward-all-backward-some and full refreshes of a history are work inside `draw`, so they are timed like anything else;
+- what a history method needs comes back from the training forward, already paid for, in `observe`;
+- weights that depend on the training forward itself are changed in `reweight`, between forward and backward;
+- a method whose update is worth more than one uniform update says so in `gain`.
+
+State that must survive a resume is registered as buffers in `allocate`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from isbench.types import Draw, Progress
+
+if TYPE_CHECKING:
+    from isbench.training.workspace import Workspace
+
+Signals = Mapping[str, Tensor]
+
+
+class Sampler(nn.Module):
+    """One way of choosing examples. A subclass must write `draw`; all else is optional."""
+
+    observes: tuple[str, ...] = ()  # signals wanted from the training step
+    weighted_norm: bool = False  # batch statistics weighted by the draw's weights
+
+    workspace: "Workspace"
+
+    def bind(self, workspace: "Workspace") -> None:
+        """Keep the workspace and register the buffers."""
+        self.workspace = workspace
+        self.allocate(workspace)
+        self.to(workspace.device)
+
+    def allocate(self, workspace: "Workspace") -> None:
+        """Check sizes (raise `Incompatible`) and register buffers for all that must survive a resume."""
+
+    def draw(self, progress: Progress) -> Draw:
+        """Choose the examples of the next update."""
+        raise NotImplementedError
+
+    def reweight(self, draw: Draw, signals: Signals) -> Tensor:
+        """Return the weights (n,) to train with: pure, without host reads, between forward and backward."""
+        return draw.weights
+
+    def observe(self, draw: Draw, signals: Signals) -> None:
+        """Learn from the batch just passed through the model. Parameters are not yet updated."""
+
+    def gain(self) -> float:
+        """Return how many uniform updates this update is worth. It multiplies the rate and advances the schedule."""
+        return 1.0
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return numbers for the record. Called while the clock is paused."""
+        return {}
+
+
+def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw `k` positions with replacement, proportionally to `scores` (n,), non-negative.
+
+    Returns positions (k,) int64 and the probabilities (k,) float64 with which they were drawn. Scores are rounded to
+    integer counts, whose cumulative sum does not depend on the order of addition; the probability returned is that of
+    the rounded scores, so weights built on it are unbiased for what was really drawn. A score that rounds to zero is
+    never drawn; if all scores are zero the draw is uniform. A score that is not finite makes every returned
+    probability NaN, which closes the run as diverged, without a host read here.
+    """
+    n = scores.shape[0]
+    bits = min(40, 61 - n.bit_length())  # the sum of n counts of up to 2**bits stays below 2**62
+    scores = scores.double()
+    largest = scores.max()
+    counts = (scores * (2.0**bits / largest)).nan_to_num_(0.0, 0.0, 0.0).long()
+    counts = torch.where(largest > 0, counts, 1)
+    cumulative = counts.cumsum(0)
+    total = cumulative[-1]
+    uniform = torch.rand(k, dtype=torch.float64, device=scores.device, generator=generator)
+    targets = (uniform * total).long().clamp_(max=total - 1)
+    positions = torch.searchsorted(cumulative, targets, right=True).clamp_(max=n - 1)
+    return positions, counts[positions] / total + largest * 0

@@ -1,0 +1,27 @@
+"""Uniform sampling, the baseline of every comparison: shuffled passes, or independent draws with replacement.
+
+Unbiased, weights 1. State: the workspace's stream of shuffled passes.
+"""
+
+import torch
+
+from isbench.samplers.base import Sampler
+from isbench.types import Draw, Progress
+
+
+class Uniform(Sampler):
+    """Draw every example equally often.
+
+    Args:
+        replacement: draw independently from the whole set instead of passing over it in shuffled order.
+    """
+
+    def __init__(self, replacement: bool = False):
+        super().__init__()
+        self.replacement = replacement
+
+    def draw(self, progress: Progress) -> Draw:
+        workspace = self.workspace
+        choose = workspace.uniform if self.replacement else workspace.candidates
+        batch = workspace.fetch(choose(workspace.batch_size))
+        return Draw(batch, torch.ones(len(batch), device=workspace.device))

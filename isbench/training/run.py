@@ -1,0 +1,276 @@
+"""One run, from a configuration to a finished record: resume, train, look, record, stop cleanly."""
+
+import fcntl
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isbench.build import Parts, build, num_parameters, resolve_device
+from isbench.config import Numerics, RunConfig, run_folder, run_id
+from isbench.errors import Diverged, Interrupted, UserError
+from isbench.recording.console import Console
+from isbench.recording.environment import environment
+from isbench.recording.record import Record, last_status, read_rows
+from isbench.recording.wandb_sink import make_sink
+from isbench.training import checkpoint
+from isbench.training.budget import Boundaries
+from isbench.training.evaluate import evaluate
+from isbench.training.loop import train
+
+log = getLogger("isbench")
+EVALUATION_CHUNK = 1000
+TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` is finished, diverged or skipped."""
+
+    folder: Path
+    status: str
+    reason: str
+
+
+def run(config: RunConfig) -> Outcome:
+    """Train one configuration, or continue it where it was left; a finished run returns at once.
+
+    Raises:
+        UserError: something the user can put right, before the first step wherever that is possible.
+        Interrupted: a signal asked for an end; the checkpoint is written.
+    """
+    device = resolve_device(config.device)
+    config = replace(config, device=device.type)
+    folder = run_folder(config)
+    path = folder / "record.jsonl"
+    status = last_status(read_rows(path)) if path.exists() else None
+    if status is not None and status[0] in ("finished", "diverged"):
+        log.info("%s: already %s", folder, status[0])
+        return Outcome(folder, *status)
+    apply_numerics(config.numerics)
+    parts = build(config, device)
+    with locked(folder):
+        return Attempt(config, folder, parts).run()
+
+
+def skip(config: RunConfig, reason: str) -> Outcome:
+    """Record that a configuration cannot be trained, so that a grid accounts for every run."""
+    config = replace(config, device=resolve_device(config.device).type)
+    folder = run_folder(config)
+    with locked(folder):
+        record = Record(folder / "record.jsonl")
+        record.append("start", time=_now(), resumed_at=0, run_id=run_id(config), config=asdict(config))
+        record.append("end", status="skipped", reason=reason)
+    return Outcome(folder, "skipped", reason)
+
+
+def apply_numerics(numerics: Numerics) -> None:
+    """Set determinism, precision and threads for this process."""
+    torch.use_deterministic_algorithms(numerics.deterministic)
+    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+    torch.set_num_threads(numerics.threads or os.cpu_count() or 1)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for one process. The lock goes with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is in use by another process") from None
+        yield
+
+
+@contextmanager
+def stop_signals(boundaries: Boundaries) -> Iterator[None]:
+    """Turn SIGTERM, SIGUSR1 and the first SIGINT into a request to stop at the next step."""
+
+    def request(number: int, frame: Any) -> None:
+        boundaries.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_garbage_collector() -> Iterator[None]:
+    """Keep the garbage collector out of timed code; boundaries collect."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+class Attempt:
+    """One process's work on a run: everything that happens around the timed loop."""
+
+    def __init__(self, config: RunConfig, folder: Path, parts: Parts):
+        self.config = config
+        self.folder = folder
+        self.parts = parts
+        self.record = Record(folder / "record.jsonl")
+        self.id = run_id(config)
+        self.data_checksum = parts.source.checksum()
+        self.saved_at = time.monotonic()
+        subset = torch.randperm(
+            parts.dataset.num_examples, generator=torch.Generator().manual_seed(TRAIN_SUBSET_SEED)
+        )
+        self.train_subset = subset[: config.evaluation.train_examples].to(parts.workspace.device)
+
+    def run(self) -> Outcome:
+        """Resume if there is a checkpoint, train to the end of the budget, close the record."""
+        parts = self.parts
+        parts.warm_up()
+        self.resume()
+        progress = parts.progress
+        self.boundaries = Boundaries(parts.budget, self.config.evaluation.points, progress)
+        self.record.append(
+            "start",
+            time=_now(),
+            resumed_at=progress.updates,
+            run_id=self.id,
+            config=asdict(self.config),
+            num_parameters=num_parameters(parts.model),
+            data={
+                "provenance": parts.source.provenance,
+                "checksum": self.data_checksum,
+                "num_examples": parts.dataset.num_examples,
+            },
+            environment=environment(self.config.device),
+        )
+        logging = self.config.logging
+        self.sink = make_sink(
+            mode=logging.mode,
+            project=logging.project,
+            entity=logging.entity,
+            group=self.config.group,
+            tags=logging.tags,
+            run_id=self.id,
+            name=self.folder.name,
+            config=asdict(self.config),
+            folder=self.folder,
+            timeout_seconds=logging.timeout_seconds,
+        )
+        self.console = Console(self.folder.name)
+        status, reason = "interrupted", ""
+        try:
+            if progress.updates == 0:
+                self.look(parts.rate(0.0), 1.0)
+            with quiet_garbage_collector(), stop_signals(self.boundaries):
+                train(
+                    parts.sampler,
+                    parts.step,
+                    parts.rate,
+                    parts.budget,
+                    self.boundaries,
+                    progress,
+                    parts.clock,
+                    self.at_boundary,
+                )
+            status = "finished"
+        except Diverged as error:
+            status, reason = "diverged", f"{error} (sampler {self.config.sampler['name']})"
+        except Interrupted as error:
+            reason = str(error)
+            raise
+        except BaseException as error:
+            status, reason = "failed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.record.append("end", status=status, reason=reason)
+            self.console.close(status, reason)
+            self.sink.finish(status, reason)
+        if self.config.checkpoint.keep:
+            self.save()
+        else:
+            checkpoint.remove(self.folder)
+        return Outcome(self.folder, status, reason)
+
+    def resume(self) -> None:
+        """Put the newest checkpoint in place, if there is one."""
+        state = checkpoint.load(self.folder)
+        if state is None:
+            return
+        if state["data_checksum"] != self.data_checksum:
+            raise UserError(
+                f"{self.folder}: the data set has changed since this run began; restore it, or delete the folder"
+            )
+        self.parts.load_state_dict(state["parts"])
+        log.info("%s: continues after update %d", self.folder.name, self.parts.progress.updates)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        checkpoint.save(self.folder, {"parts": self.parts.state_dict(), "data_checksum": self.data_checksum})
+        self.saved_at = time.monotonic()
+
+    def at_boundary(self, learning_rate: float, gain: float) -> None:
+        """Look, record, save. The clock is paused."""
+        rates = self.parts.step.report(self.parts.progress.updates)
+        self.record.append("rate", updates=list(rates), learning_rate=list(rates.values()))
+        if self.boundaries.take_evaluation(self.parts.progress):
+            self.look(learning_rate, gain)
+        stop = self.boundaries.stop_requested
+        if stop or time.monotonic() - self.saved_at >= self.config.checkpoint.seconds:
+            self.save()
+        if stop:
+            raise Interrupted(f"{self.folder.name}: stopped after update {self.parts.progress.updates}")
+        gc.collect()
+
+    def look(self, learning_rate: float, gain: float) -> None:
+        """Evaluate the model and append the row."""
+        parts, progress = self.parts, self.parts.progress
+        train_chunks = (parts.dataset.plain(part) for part in self.train_subset.split(EVALUATION_CHUNK))
+        train_loss, _ = evaluate(parts.model, parts.criterion, train_chunks)
+        starts = range(0, parts.dataset.num_test, EVALUATION_CHUNK)
+        test_chunks = (parts.dataset.test_chunk(start, start + EVALUATION_CHUNK) for start in starts)
+        test_loss, test_error = evaluate(parts.model, parts.criterion, test_chunks)
+        row = self.record.append(
+            "evaluation",
+            updates=progress.updates,
+            effective_updates=progress.effective_updates,
+            epoch=progress.epoch,
+            train_seconds=progress.seconds,
+            examples_trained=progress.examples_trained,
+            examples_scored=progress.examples_scored,
+            learning_rate=learning_rate,
+            gain=gain,
+            train_loss=train_loss,
+            test_loss=test_loss,
+            test_error=test_error,
+            **{f"sampler/{name}": value for name, value in parts.sampler.diagnostics().items()},
+        )
+        self.sink.log(row)
+        self.console.update(parts.budget.fraction(progress), row)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

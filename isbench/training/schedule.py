@@ -1,0 +1,43 @@
+"""Learning-rate schedules: the factor on the base rate as a pure function of the spent fraction of the budget.
+
+The fraction can pass 1 where a method's updates are worth more than one (see `Budget.schedule_fraction`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from isbench.errors import ConfigError
+
+Schedule = Callable[[float], float]
+
+
+def constant() -> Schedule:
+    """Return a factor of 1 throughout."""
+    return lambda fraction: 1.0
+
+
+def step(milestones: Sequence[float], factor: float) -> Schedule:
+    """Return factor ** (number of milestones reached); milestones are fractions of the budget."""
+    if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
+        raise ConfigError(f"schedule.milestones={list(milestones)}: must rise, between 0 and 1")
+    return lambda fraction: factor ** sum(fraction >= milestone for milestone in milestones)
+
+
+def linear(final: float = 0.0) -> Schedule:
+    """Return a factor that falls from 1 to `final` in a straight line."""
+    return lambda fraction: 1 + (final - 1) * min(fraction, 1.0)
+
+
+def cosine(final: float = 0.0) -> Schedule:
+    """Return a factor that falls from 1 to `final` along half a cosine (Loshchilov and Hutter 2017)."""
+    return lambda fraction: final + (1 - final) * (1 + math.cos(math.pi * min(fraction, 1.0))) / 2
+
+
+def exponential(factor: float, drops: int) -> Schedule:
+    """Return factor ** k in the k-th of `drops` equal parts of the budget (one part an epoch in RAIS's experiments)."""
+    return lambda fraction: factor ** math.floor(fraction * drops)
+
+
+def inverse_square_root(span: float) -> Schedule:
+    """Return 1 / sqrt(1 + span * fraction): eta / sqrt(a + t) over T updates is span = T / a and base rate eta / sqrt(a)."""
+    return lambda fraction: 1 / math.sqrt(1 + span * fraction)

@@ -1,0 +1,106 @@
+"""One training step in two calls: the gradient, and the update.
+
+Between forward and backward the sampler may change the weights; between the two calls it learns from the batch. Weights
+and the loss are float32 whatever the precision of the model, since importance weights can reach thousands.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from isbench.errors import Diverged
+from isbench.models.heads import Classifier
+from isbench.models.norm import StatisticsWeights
+from isbench.signals import PER_EXAMPLE, PER_STEP, CrossEntropy, per_example
+from isbench.types import Draw
+
+Reweight = Callable[[Draw, Mapping[str, Tensor]], Tensor]
+
+
+class TrainStep:
+    """Forward, signals, weighted loss, backward; then the optimizer.
+
+    Args:
+        observes: names of the signals to return from each step.
+        clip_norm: largest gradient norm, or None. Applied to the weighted gradient, alike for all methods.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        criterion: CrossEntropy,
+        optimizer: torch.optim.Optimizer,
+        observes: Sequence[str] = (),
+        clip_norm: float | None = None,
+    ):
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.example_signals = tuple(name for name in observes if name in PER_EXAMPLE)
+        self.step_signals = tuple(name for name in observes if name in PER_STEP)
+        self.clip_norm = clip_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.statistics = StatisticsWeights(model)
+        self._losses: list[Tensor] = []  # one scalar an update since the last report, left on the device
+        self._rates: list[float] = []
+
+    def compute_gradient(self, draw: Draw, reweight: Reweight) -> dict[str, Tensor]:
+        """Put the gradient of mean(weights * losses) in place; return the observed signals of the forward pass."""
+        self.optimizer.zero_grad()
+        with self.statistics.using(draw.weights):
+            forward = self.model.run(draw.batch.inputs)
+        targets = draw.batch.targets
+        signals = per_example(self.example_signals, forward, targets, self.criterion) if self.example_signals else {}
+        losses = self.criterion(forward.logits.float(), targets)
+        objective = torch.dot(reweight(draw, signals), losses) / len(losses)
+        objective.backward()
+        self._losses.append(objective.detach())
+        for name in self.step_signals:
+            signals[name] = getattr(self, f"_{name}")()
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.parameters, self.clip_norm)
+        return signals
+
+    def update(self, learning_rate: float) -> None:
+        """Take one optimizer step at this rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self._rates.append(learning_rate)
+
+    def report(self, updates: int) -> dict[int, float]:
+        """Return the learning rate of each update since the last report at which it changed. One host read.
+
+        Raises:
+            Diverged: naming the update, if a loss since then was not finite.
+        """
+        losses, rates = self._losses, self._rates
+        self.forget()
+        first = updates - len(rates) + 1
+        if losses:
+            finite = torch.stack(losses).isfinite()
+            if not finite.all():
+                raise Diverged(f"the training loss was not finite at update {first + int(finite.int().argmin())}")
+        before = [None, *rates]
+        return {first + i: rate for i, rate in enumerate(rates) if rate != before[i]}
+
+    def forget(self) -> None:
+        """Drop what is kept for `report`."""
+        self._losses, self._rates = [], []
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient before clipping, the weight decay's part included."""
+        parts = []
+        for group in self.optimizer.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            parts.extend(torch._foreach_norm(gradients))
+        return torch.linalg.vector_norm(torch.stack(parts)).detach()
+
+    def _weight_norm(self) -> Tensor:
+        """Return the norm of all trainable parameters together."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.parameters])))

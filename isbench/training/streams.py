@@ -1,0 +1,47 @@
+"""One seed becomes named, independent streams of random numbers.
+
+Changing the sampler leaves initial weights and data order streams unchanged; evaluating more often changes nothing.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+NAMES = ("order", "augmentation", "sampler")
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Return a 63-bit seed that depends on the run's seed and the stream's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+class Streams:
+    """The generators of a run, and the global one that dropout uses.
+
+    Attributes:
+        order, augmentation, sampler: generators on the run's device.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self.device = device
+        self.generators = {
+            name: torch.Generator(device).manual_seed(derive_seed(seed, name)) for name in NAMES
+        }
+        self.order, self.augmentation, self.sampler = (self.generators[name] for name in NAMES)
+        torch.manual_seed(derive_seed(seed, "dropout"))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {name: generator.get_state() for name, generator in self.generators.items()}
+        state["global"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state["global_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, generator in self.generators.items():
+            generator.set_state(state[name])
+        torch.set_rng_state(state["global"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["global_cuda"], self.device)

@@ -1,0 +1,122 @@
+"""What a sampler may touch: indices, views, examples, scores, and one stream of random numbers.
+
+Every forward pass made for choosing examples goes through here and is counted.
+"""
+
+import torch
+from torch import Tensor
+
+from isbench.data.resident import ResidentDataset
+from isbench.models.heads import Classifier
+from isbench.signals import FULL_GRADIENT, CrossEntropy, per_example, per_example_gradient_norm
+from isbench.training.streams import Streams
+from isbench.types import Batch, Progress
+
+
+class Workspace:
+    """The training set and the model, as far as a sampler may use them.
+
+    Attributes:
+        num_examples: N (slots count as examples where views are fixed).
+        batch_size: b.
+        targets: (N,) int64.
+        generator: the sampler's own stream.
+    """
+
+    def __init__(
+        self,
+        dataset: ResidentDataset,
+        model: Classifier,
+        criterion: CrossEntropy,
+        batch_size: int,
+        streams: Streams,
+        progress: Progress,
+        score_chunk: int = 4096,
+    ):
+        self.dataset = dataset
+        self.model = model
+        self.criterion = criterion
+        self.batch_size = batch_size
+        self.streams = streams
+        self.progress = progress
+        self.score_chunk = score_chunk
+        self.device = streams.device
+        self.num_examples = dataset.num_examples
+        self.num_classes = dataset.num_classes
+        self.targets = dataset.targets
+        self.generator = streams.sampler
+        self._order: Tensor | None = None  # the current shuffled pass of `candidates`
+        self._cursor = 0
+
+    def uniform(self, k: int) -> Tensor:
+        """Return k indices drawn independently and uniformly, (k,)."""
+        return torch.randint(self.num_examples, (k,), device=self.device, generator=self.streams.order)
+
+    def candidates(self, k: int) -> Tensor:
+        """Return the next k indices, (k,), of an endless stream of shuffled passes over the training set."""
+        if self._order is None:
+            self._order = self._shuffle()
+        pieces = []
+        while k > 0:
+            if self._cursor == self.num_examples:
+                self._order, self._cursor = self._shuffle(), 0
+            piece = self._order[self._cursor : self._cursor + k]
+            self._cursor += len(piece)
+            k -= len(piece)
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def draw_views(self, k: int) -> Tensor:
+        """Return fresh augmentation parameters, (k, V)."""
+        return self.dataset.draw_views(k, self.streams.augmentation)
+
+    def fetch(self, indices: Tensor, views: Tensor | None = None) -> Batch:
+        """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
+        if views is None and self.dataset.stored_views is None:
+            views = self.draw_views(len(indices))
+        return self.dataset.fetch(indices, views)
+
+    def score(self, batch: Batch, signal: str) -> Tensor:
+        """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`.
+
+        The model runs in evaluation mode (no dropout, stored batch statistics), so that a score depends on its own
+        example alone and scoring leaves no trace in the model.
+        """
+        self.model.eval()
+        pieces = zip(batch.inputs.split(self.score_chunk), batch.targets.split(self.score_chunk), strict=True)
+        scores = [self._score(inputs, targets, signal) for inputs, targets in pieces]
+        self.model.train()
+        self.progress.examples_scored += len(batch)
+        return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+    def score_dataset(self, signal: str) -> Tensor:
+        """Return a per-example signal of the whole training set, (N,): un-augmented, or as each slot's view."""
+        scores = []
+        for start in range(0, self.num_examples, self.score_chunk):
+            indices = torch.arange(start, min(start + self.score_chunk, self.num_examples), device=self.device)
+            scores.append(self.score(self._look_at(indices), signal))
+        return torch.cat(scores)
+
+    def state_dict(self) -> dict[str, Tensor | int | None]:
+        return {"order": self._order, "cursor": self._cursor}
+
+    def load_state_dict(self, state: dict) -> None:
+        order = state["order"]
+        self._order = None if order is None else order.to(self.device)
+        self._cursor = state["cursor"]
+
+    def _look_at(self, indices: Tensor) -> Batch:
+        """Return examples without fresh randomness: in their fixed views, else un-augmented."""
+        if self.dataset.stored_views is not None:
+            return self.dataset.fetch(indices, None)
+        inputs, targets = self.dataset.plain(indices)
+        return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
+
+    def _shuffle(self) -> Tensor:
+        return torch.randperm(self.num_examples, device=self.device, generator=self.streams.order)
+
+    def _score(self, inputs: Tensor, targets: Tensor, signal: str) -> Tensor:
+        if signal == FULL_GRADIENT:
+            return per_example_gradient_norm(self.model, self.criterion, inputs, targets)
+        with torch.no_grad():
+            return per_example((signal,), self.model.run(inputs), targets, self.criterion)[signal]
