@@ -145,10 +145,10 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
     criterion = CrossEntropy(config.label_smoothing)
     streams = Streams(config.seed, device)
     progress = Progress(dataset.num_examples)
-    workspace = Workspace(dataset, model, criterion, config.batch_size, streams, progress)
+    budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
+    workspace = Workspace(dataset, model, criterion, config.batch_size, streams, progress, budget)
     sampler.bind(workspace)
     step = TrainStep(model, criterion, optimizer, sampler.observes, config.clip_norm)
-    budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
     return Parts(
         source,
         dataset,

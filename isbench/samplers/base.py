@@ -1,4 +1,4 @@
-"""The sampler contract, and the two helpers that samplers share.
+"""The sampler contract, and the helpers that samplers share.
 
 A sampler decides which examples the next update trains on and with which weights. It sees a `Workspace` and nothing
 else of the program. One contract carries every family of methods:
@@ -60,6 +60,56 @@ class Sampler(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """Return numbers for the record. Called while the clock is paused."""
         return {}
+
+
+class EpochSampler(Sampler):
+    """A sampler that decides for a whole pass at once. A subclass writes `plan`.
+
+    A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
+    """
+
+    def allocate(self, workspace: "Workspace") -> None:
+        self._indices = torch.empty(0, dtype=torch.int64, device=workspace.device)
+        self._weights = torch.empty(0, device=workspace.device)
+        self._cursor = 0
+
+    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Return the indices (m,) of the next pass in order, and their weights (m,) float32."""
+        raise NotImplementedError
+
+    def draw(self, progress: Progress) -> Draw:
+        wanted = self.workspace.batch_size
+        indices, weights = [], []
+        while wanted > 0:
+            if self._cursor == len(self._indices):
+                self._indices, self._weights = self.plan(progress)
+                self._cursor = 0
+            taken = slice(self._cursor, self._cursor + wanted)
+            indices.append(self._indices[taken])
+            weights.append(self._weights[taken])
+            self._cursor += len(indices[-1])
+            wanted -= len(indices[-1])
+        return Draw(self.workspace.fetch(torch.cat(indices)), torch.cat(weights))
+
+    def get_extra_state(self) -> dict[str, Tensor | int]:
+        return {"indices": self._indices, "weights": self._weights, "cursor": self._cursor}
+
+    def set_extra_state(self, state: dict) -> None:
+        device = self.workspace.device
+        self._indices, self._weights = state["indices"].to(device), state["weights"].to(device)
+        self._cursor = state["cursor"]
+
+
+def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
+    """Return `values` (k,) with each replaced by that of the last position holding the same index (k,).
+
+    Draws with replacement repeat examples. Writing the result, `state[indices] = last_of_repeats(indices, values)`, gives
+    the same state in whatever order a device writes.
+    """
+    k = len(indices)
+    same = indices[:, None] == indices[None, :]
+    last = torch.where(same, torch.arange(k, device=indices.device), -1).amax(dim=1)
+    return values[last]
 
 
 def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from isbench.data.resident import ResidentDataset
 from isbench.models.heads import Classifier
 from isbench.signals import FULL_GRADIENT, CrossEntropy, per_example, per_example_gradient_norm
+from isbench.training.budget import Budget
 from isbench.training.streams import Streams
 from isbench.types import Batch, Progress
 
@@ -31,6 +32,7 @@ class Workspace:
         batch_size: int,
         streams: Streams,
         progress: Progress,
+        budget: Budget,
         score_chunk: int = 4096,
     ):
         self.dataset = dataset
@@ -39,6 +41,7 @@ class Workspace:
         self.batch_size = batch_size
         self.streams = streams
         self.progress = progress
+        self.budget = budget
         self.score_chunk = score_chunk
         self.device = streams.device
         self.num_examples = dataset.num_examples
@@ -47,6 +50,10 @@ class Workspace:
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
+
+    def fraction(self) -> float:
+        """Return the share of the run's budget that is spent, from 0 to about 1."""
+        return self.budget.fraction(self.progress)
 
     def uniform(self, k: int) -> Tensor:
         """Return k indices drawn independently and uniformly, (k,)."""
@@ -69,6 +76,10 @@ class Workspace:
     def draw_views(self, k: int) -> Tensor:
         """Return fresh augmentation parameters, (k, V)."""
         return self.dataset.draw_views(k, self.streams.augmentation)
+
+    def view_offset(self, views: Tensor) -> Tensor | None:
+        """Return how far each view (n, V) moves the image, in pixels (n,), or None where nothing is moved."""
+        return self.dataset.view_offset(views)
 
     def fetch(self, indices: Tensor, views: Tensor | None = None) -> Batch:
         """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""

@@ -1,0 +1,42 @@
+"""LSTM on sequences, or on images read pixel by pixel (permuted MNIST of Katharopoulos and Fleuret 2018, section 4.4).
+
+Weights start as in Keras, which the paper used: Glorot-uniform input weights, orthogonal recurrent weights, and forget
+gates with bias one, without which nothing is remembered over 784 steps. PyTorch's cell has two biases per gate where
+Keras has one; the second starts at zero.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from isbench.errors import Incompatible
+from isbench.models.heads import Classifier
+
+
+class LSTM(Classifier):
+    """One LSTM layer whose last hidden state is classified.
+
+    Inputs are (n, T, F), or images (n, C, H, W), read row by row as H W steps of C values.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        if len(input_shape) not in (2, 3):
+            raise Incompatible(
+                "lstm needs sequences (steps, values) or images (channels, height, width); "
+                f"this data set gives inputs of shape {tuple(input_shape)}"
+            )
+        values = input_shape[1] if len(input_shape) == 2 else input_shape[0]
+        self.lstm = nn.LSTM(values, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, num_classes)
+        weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.parameters()
+        nn.init.xavier_uniform_(weight_ih)
+        nn.init.orthogonal_(weight_hh)
+        nn.init.zeros_(bias_ih)
+        nn.init.zeros_(bias_hh)
+        nn.init.ones_(bias_ih[hidden : 2 * hidden])  # gates are ordered input, forget, cell, output
+
+    def features(self, inputs: Tensor) -> Tensor:
+        steps = inputs.flatten(2).transpose(1, 2) if inputs.dim() == 4 else inputs
+        _, (hidden, _) = self.lstm(steps)
+        return hidden[-1]

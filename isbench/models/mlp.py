@@ -1,0 +1,23 @@
+"""Multilayer perceptron with ReLU on inputs of any shape; without hidden layers it is softmax regression."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+from isbench.models.heads import Classifier
+
+
+class MLP(Classifier):
+    """Fully connected layers of the widths `hidden`, then the head."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (256,)) -> None:
+        super().__init__()
+        widths = [prod(input_shape), *hidden]
+        layers = [nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(widths)]
+        self.body = nn.Sequential(nn.Flatten(), *layers)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.body(inputs)

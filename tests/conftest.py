@@ -1,0 +1,73 @@
+"""Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from isbench.build import Parts, build
+from isbench.config import RunConfig, config_folder, validate
+from isbench.training.budget import Boundaries
+from isbench.training.clock import TickClock
+from isbench.training.loop import train
+
+torch.set_num_threads(1)
+
+SAMPLERS = sorted(path.stem for path in (config_folder() / "sampler").glob("*.yaml"))
+# Small enough for a second or two, hard enough that every branch of a method is taken.
+TINY = (
+    "dataset=synthetic",
+    "dataset.num_examples=160",
+    "model=mlp",
+    "model.hidden=[16]",
+    "batch_size=16",
+    "budget.unit=updates",
+    "budget.limit=40",
+    "numerics.threads=1",
+    "logging=off",
+)
+TINY_POOLS = {"pool_size": "32"}
+
+
+def tiny_overrides(sampler: str) -> list[str]:
+    """Return the overrides that make a sampler's own sizes fit the tiny run."""
+    text = (config_folder() / "sampler" / f"{sampler}.yaml").read_text()
+    sizes = [f"sampler.{key}={value}" for key, value in TINY_POOLS.items() if f"\n{key}:" in text]
+    return [*TINY, f"sampler={sampler}", *sizes]
+
+
+def compose_config(*overrides: str) -> RunConfig:
+    """Compose and check a configuration as the command line does."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return validate(compose("config", overrides=list(overrides)))
+
+
+def build_parts(*overrides: str) -> Parts:
+    """Build a run on the CPU under a clock that ticks."""
+    return build(compose_config(*overrides), torch.device("cpu"), TickClock())
+
+
+def train_parts(parts: Parts, at_boundary: Callable[[float, float], None] = lambda rate, gain: None, points: int = 4):
+    """Train to the end of the budget; return the boundaries object."""
+    boundaries = Boundaries(parts.budget, points, parts.progress)
+
+    def look(rate: float, gain: float) -> None:
+        boundaries.take_evaluation(parts.progress)
+        at_boundary(rate, gain)
+
+    train(parts.sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, look)
+    return boundaries
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Return the folder of real data sets, or skip the test."""
+    folder = os.environ.get("ISBENCH_DATA")
+    if not folder:
+        pytest.skip("ISBENCH_DATA names no folder of data sets")
+    return Path(folder)

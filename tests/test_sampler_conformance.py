@@ -1,0 +1,175 @@
+"""What every sampler owes, whatever its method: one suite over all of conf/sampler."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from isbench.build import Parts
+from isbench.errors import Interrupted
+from isbench.types import Draw
+from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_parts
+
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+def tensors(state: object) -> Iterator[Tensor]:
+    """Walk through all tensors (and numbers, as tensors) of a nested state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for key in sorted(state, key=str):
+            yield from tensors(state[key])
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from tensors(value)
+    elif isinstance(state, int | float):
+        yield torch.tensor(state, dtype=torch.float64)
+
+
+def same_state(one: Parts, other: Parts) -> bool:
+    """Compare two runs bit for bit, seconds aside."""
+    states = [copy.deepcopy(parts.state_dict()) for parts in (one, other)]
+    for state in states:
+        state["progress"].pop("seconds")
+    pairs = list(zip(*(list(tensors(state)) for state in states), strict=True))
+    return all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() and a.isnan().any() for a, b in pairs)
+
+
+def stop_at(updates: int, parts: Parts) -> None:
+    """Train up to an update and leave the loop there, as an interrupted run does."""
+
+    def stop(rate: float, gain: float) -> None:
+        if parts.progress.updates == updates:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_parts(parts, stop, points=int(parts.budget.limit))
+
+
+def record_draws(parts: Parts) -> list[Draw]:
+    """Keep every draw of a run that is still to come."""
+    draws: list[Draw] = []
+    original = parts.sampler.draw
+
+    def draw(progress):
+        draws.append(original(progress))
+        return draws[-1]
+
+    parts.sampler.draw = draw  # type: ignore[method-assign]
+    return draws
+
+
+@every_sampler
+def test_draws_are_valid(sampler: str) -> None:
+    parts = build_parts(*tiny_overrides(sampler), "augmentation=crop")
+    draws = record_draws(parts)
+    train_parts(parts)
+    assert draws
+    for draw in draws:
+        batch = draw.batch
+        assert 1 <= len(batch) and batch.indices.dtype == torch.int64
+        assert ((0 <= batch.indices) & (batch.indices < parts.dataset.num_examples)).all()
+        assert draw.weights.shape == (len(batch),) and draw.weights.dtype == torch.float32
+        assert draw.weights.isfinite().all() and (draw.weights > 0).all()
+        assert torch.equal(batch.targets, parts.dataset.targets[batch.indices])
+        again = parts.dataset.fetch(batch.indices, batch.views)
+        assert torch.equal(again.inputs, batch.inputs), "a batch must be the views it says it is"
+        assert all(value.shape == (len(batch),) for value in draw.memo.values())
+
+
+@every_sampler
+@pytest.mark.parametrize("updates", [1, 17, 33])
+def test_resume_is_bit_exact(sampler: str, updates: int, tmp_path) -> None:
+    overrides = tiny_overrides(sampler) + ["augmentation=crop"]
+    whole = build_parts(*overrides)
+    train_parts(whole)
+
+    first = build_parts(*overrides)
+    stop_at(updates, first)
+    assert first.progress.updates == updates
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+
+    second = build_parts(*overrides, "seed=7")  # a process that knows nothing of the first
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    train_parts(second)
+    assert same_state(whole, second)
+
+
+@every_sampler
+def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
+    """The negative control of the resume test: spoiling any one stream or buffer must change the result."""
+    overrides = tiny_overrides(sampler) + ["augmentation=crop"]
+    whole = build_parts(*overrides)
+    train_parts(whole)
+    first = build_parts(*overrides)
+    stop_at(17, first)
+    state = copy.deepcopy(first.state_dict())
+    generator = torch.Generator().manual_seed(99)
+    state["streams"]["augmentation"] = generator.get_state()
+    second = build_parts(*overrides)
+    second.load_state_dict(state)
+    train_parts(second)
+    assert not same_state(whole, second)
+
+
+@every_sampler
+def test_looking_changes_nothing(sampler: str) -> None:
+    overrides = tiny_overrides(sampler)
+    plain, watched = build_parts(*overrides), build_parts(*overrides)
+    train_parts(plain, points=1)
+
+    def look(rate: float, gain: float) -> None:
+        watched.sampler.diagnostics()
+        watched.model.eval()
+        watched.model(watched.dataset.test_inputs)
+        watched.model.train()
+
+    train_parts(watched, look, points=40)
+    assert same_state(plain, watched)
+
+
+@every_sampler
+def test_warm_up_leaves_no_trace(sampler: str) -> None:
+    overrides = tiny_overrides(sampler)
+    cold, warm = build_parts(*overrides), build_parts(*overrides)
+    warm.warm_up()
+    assert same_state(cold, warm)
+    train_parts(cold)
+    train_parts(warm)
+    assert same_state(cold, warm)
+
+
+@every_sampler
+def test_seeds_decide(sampler: str) -> None:
+    one, same, other = (build_parts(*tiny_overrides(sampler), f"seed={seed}") for seed in (1, 1, 2))
+    draws = [record_draws(parts) for parts in (one, same, other)]
+    for parts in (one, same, other):
+        train_parts(parts)
+    indices = [torch.cat([draw.batch.indices for draw in run]) for run in draws]
+    assert torch.equal(indices[0], indices[1]) and same_state(one, same)
+    assert not torch.equal(indices[0][:100], indices[2][:100])
+
+
+@every_sampler
+def test_initial_weights_do_not_depend_on_the_sampler(sampler: str) -> None:
+    ours, uniform = build_parts(*tiny_overrides(sampler)), build_parts(*tiny_overrides("uniform"))
+    for a, b in zip(ours.model.parameters(), uniform.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_sampler
+def test_loss_falls(sampler: str) -> None:
+    parts = build_parts(*tiny_overrides(sampler), "budget.limit=80", "optimizer.lr=0.05")
+
+    def mean_loss() -> float:
+        inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
+        with torch.no_grad():
+            return float(parts.criterion(parts.model.eval()(inputs), targets).mean())
+
+    before = mean_loss()
+    parts.model.train()
+    train_parts(parts)
+    assert mean_loss() < 0.7 * before
