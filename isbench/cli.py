@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isbench.config import config_folder, nearest, validate
 from isbench.errors import Incompatible, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from isbench.training.run import Outcome
 
 log = logging.getLogger("isbench")
 GROUPS = (
@@ -52,6 +55,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to the handlers below
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products; read when CUDA starts
+    failures.clear()
     try:
         application()
     except Interrupted as stop:
@@ -60,41 +64,45 @@ def main() -> None:
         sys.exit("isbench: stopped at once; the same command continues from the last checkpoint")
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
-            raise
+            traceback.print_exc()
         sys.exit(f"isbench: {explain(error)}")
     if failures:
         sys.exit("\n".join(f"isbench: {failure}" for failure in failures))
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
-def application(cfg: DictConfig) -> str:
-    """Train one composed configuration; return how it ended."""
-    hydra_cfg = HydraConfig.get()
-    is_grid = hydra_cfg.mode == RunMode.MULTIRUN
-    name = " ".join(hydra_cfg.overrides.task)
+def application(cfg: DictConfig) -> None:
+    """Train one composed configuration. In a grid, what goes wrong with one run is kept for the end."""
+    if HydraConfig.get().mode == RunMode.RUN:
+        outcome = _train(cfg)
+        if outcome.status == "finished":
+            print(f"record: {outcome.folder / 'record.jsonl'}")
+        else:
+            failures.append(f"{outcome.folder}: {outcome.status}: {outcome.reason}")
+        return
+    overrides = " ".join(HydraConfig.get().overrides.task)
     try:
-        config = validate(cfg)
-        from isbench.training.run import run, skip
+        outcome = _train(cfg, skip_incompatible=True)
+        if outcome.status == "diverged":
+            failures.append(f"{outcome.folder}: diverged: {outcome.reason}")
+    except (UserError, OmegaConfBaseException) as error:
+        failures.append(f"{overrides}: {explain(error)}")
+    except Exception as error:  # a defect in one run must not take the grid with it
+        traceback.print_exc()
+        failures.append(f"{overrides}: {type(error).__name__}: {explain(error)}")
 
-        try:
-            outcome = run(config)
-        except Incompatible as error:
-            if not is_grid:
-                raise
-            outcome = skip(config, str(error))
-            log.info("%s: skipped: %s", outcome.folder, error)
-    except Exception as error:
-        if not is_grid and os.environ.get("ISBENCH_TRACEBACK"):
+
+def _train(cfg: DictConfig, skip_incompatible: bool = False) -> "Outcome":
+    config = validate(cfg)
+    from isbench.training.run import run, skip  # imports torch
+
+    try:
+        return run(config)
+    except Incompatible as error:
+        if not skip_incompatible:
             raise
-        if not isinstance(error, UserError):
-            traceback.print_exc()
-        failures.append(f"{name}: {explain(error)}" if is_grid else explain(error))
-        return "failed"
-    if outcome.status == "diverged":
-        failures.append(f"{outcome.folder}: diverged: {outcome.reason}")
-    elif not is_grid:
-        print(f"record: {outcome.folder / 'record.jsonl'}")
-    return outcome.status
+        log.info("skipped: %s", error)
+        return skip(config, str(error))
 
 
 def help_text(folder: Path) -> str:

@@ -134,10 +134,10 @@ OmegaConf.register_new_resolver("isbench_data", default_data_dir, replace=True)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return a hint that names the choices most like `word`, or all of them if they are few or none is like it."""
+    """Return a hint that names the choices most like `word`, or all of them if none is like it."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
-    if close and len(choices) > 6:
+    if close:
         return "did you mean " + " or ".join(close) + "?"
     return "valid: " + ", ".join(choices)
 

@@ -1,0 +1,168 @@
+"""The command line as a person meets it: help, one-line complaints, grids, the wheel."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from isbench import cli
+from isbench.config import config_folder
+from tests.conftest import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(monkeypatch, *arguments: str) -> str | None:
+    """Run the command line in this process; return its complaint, or None where it succeeds."""
+    monkeypatch.setattr(sys, "argv", ["isbench", *arguments])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return str(stop.code)
+    finally:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return None
+
+
+def test_help_is_quick_complete_and_without_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['isbench', '--help']; from isbench.cli import main; main();"
+        "assert not {'torch', 'pandas', 'wandb'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 1.5
+    for group in cli.GROUPS:
+        assert f"\n{group}:\n" in result.stdout
+        for path in (config_folder() / group).glob("*.yaml"):
+            (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"  {path.stem} ")][:1]
+            assert len(line.split(maxsplit=1)[1]) > 8
+    assert result.stdout.count("  isbench ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["sampler=upperbound"], "sampler=upperbound: no such choice; did you mean upper_bound?"),
+        (["dataset=cifar11"], "did you mean cifar10"),
+        (["experiment=nothing"], "experiment=nothing: no such choice"),
+        (["seedd=1"], "unknown key seedd: did you mean seed?"),
+        (["sampler=loss", "sampler.pool_sizes=3"], "unknown key sampler.pool_sizes: did you mean sampler.pool_size"),
+        (["budget.units=epochs"], "did you mean budget.unit"),
+        (["seed=abc"], "seed: value 'abc'"),
+        (["batch_size=1.5"], "batch_size: value '1.5'"),
+        (["sampler=loss", "sampler.pool_size=abc"], "sampler.pool_size=abc"),
+        (["sampler=loss", "sampler.pool_size=16"], "sampler.pool_size=16 is smaller than batch_size=128"),
+        (["batch_size=100000"], "larger than the training set (4000 examples)"),
+        (["+nope=1"], "unknown key nope"),
+        (["+sampler.wrong=3"], "unknown key sampler.wrong"),
+        (["optimizer.lr=-1"], "learning rate"),
+        (["device=cuda"], "device=cuda: no GPU"),
+        (["dataset=cifar10", "data_dir=nowhere"], "cifar-10-batches-py"),
+        (["dataset=mnist", "data_dir=nowhere"], "6bbc9ace898e44ae57da46a324031adb"),
+        (["dataset=pixel_mnist", "model=lenet", "data_dir=nowhere"], "nowhere"),
+        (["dataset=synthetic", "dataset.shape=[20,1]", "model=lenet"], "lenet needs"),
+        (["seed 3"], "seed"),
+        (["seed="], "seed"),
+        (["sampler=[loss"], "[loss"),
+    ],
+)
+def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch, tmp_path) -> None:
+    if arguments == ["device=cuda"]:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    said = call(monkeypatch, "logging=off", *arguments)
+    assert said is not None and complaint in said, said
+    assert said.startswith("isbench: ") and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    said = call(monkeypatch, *TINY, f"runs_dir={tmp_path}/file")
+    assert said is not None and "cannot write" in said and "\n" not in said
+
+
+def test_full_error_still_shows_the_traceback() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "isbench", "seed=abc"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+    )
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_one_run_then_again(monkeypatch, tmp_path, capsys) -> None:
+    overrides = [*TINY, "sampler=uniform", f"runs_dir={tmp_path}"]
+    assert call(monkeypatch, *overrides) is None
+    (record,) = tmp_path.rglob("record.jsonl")
+    assert capsys.readouterr().out == f"record: {record}\n"
+    before = record.read_bytes()
+    assert call(monkeypatch, *overrides) is None
+    assert record.read_bytes() == before
+    assert {path.name for path in record.parent.iterdir()} == {"record.jsonl", "lock"}
+
+
+def test_a_grid_accounts_for_every_run(monkeypatch, tmp_path) -> None:
+    """One run trains, one cannot (recorded as skipped), one is wrongly sized (a failure at the end); the grid goes on."""
+    from isbench.recording.record import last_status, read_rows
+
+    overrides = [o for o in TINY if not o.startswith("model")]
+    said = call(
+        monkeypatch,
+        "-m",
+        *overrides,
+        "dataset.shape=[20,1]",
+        f"runs_dir={tmp_path}",
+        "model=lenet,mlp",
+        "batch_size=16,1000",
+    )
+    statuses = [last_status(read_rows(path)) for path in tmp_path.rglob("record.jsonl")]
+    assert sorted(status for status, _ in statuses) == ["finished", "skipped", "skipped"] or sorted(
+        status for status, _ in statuses
+    ) == ["finished", "skipped"]
+    assert said is not None and "larger than the training set" in said
+
+
+def test_a_run_that_diverges_is_said_and_closed(monkeypatch, tmp_path) -> None:
+    from isbench.recording.record import last_status, read_rows
+
+    said = call(monkeypatch, *TINY, "optimizer.lr=1e30", f"runs_dir={tmp_path}")
+    assert said is not None and "diverged: the training loss was not finite at update" in said and "uniform" in said
+    (record,) = tmp_path.rglob("record.jsonl")
+    status, reason = last_status(read_rows(record))
+    assert status == "diverged" and "update" in reason
+
+
+def test_completion_completes() -> None:
+    line = "isbench model=res"
+    result = subprocess.run(
+        [sys.executable, "-m", "isbench", "-sc", "query=bash"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+    )
+    assert set(result.stdout.split()) == {"model=resnet18", "model=resnet50"}
+
+
+def test_a_wheel_works_from_any_folder(tmp_path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import isbench; assert isbench.__file__.startswith({str(site)!r});"
+        f"sys.argv[1:] = {TINY!r}; from isbench.cli import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs").is_dir() and "record: runs/synthetic-mlp/uniform-s0-" in result.stdout

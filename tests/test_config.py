@@ -1,0 +1,189 @@
+"""The configuration: every choice composes and fits its constructor, combinations build or say why not, identity holds."""
+
+import inspect
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from isbench.build import build, initial_model, load_source, locate
+from isbench.config import config_folder, default_data_dir, run_folder, run_id
+from isbench.data.augment import Augmentation
+from isbench.data.resident import ResidentDataset
+from isbench.errors import ConfigError, Incompatible
+from isbench.training.clock import TickClock
+from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
+
+CHOICES = {
+    group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    for group in ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "budget", "numerics", "logging")
+}
+EXPERIMENTS = sorted(
+    path.relative_to(config_folder() / "experiment").with_suffix("").as_posix()
+    for path in (config_folder() / "experiment").rglob("*.yaml")
+)
+SHAPES = {"mnist": [1, 28, 28], "cifar": [3, 32, 32], "mit67": [3, 224, 224], "pixels": [784, 1]}
+
+
+def test_the_promised_choices_exist() -> None:
+    assert set(CHOICES["dataset"]) == set(
+        "mnist5k mnist fashion_mnist rot_mnist pixel_mnist svhn cifar10 cifar100 mit67 synthetic".split()
+    )
+    assert set(CHOICES["model"]) == set(
+        "lenet convnet cnn7 wrn_28_2 resnet18 preact_resnet18 resnet50 lstm mlp".split()
+    )
+    assert {"uniform", "loss", "upper_bound", "gradient_norm"} <= set(CHOICES["sampler"])
+    assert set(CHOICES["schedule"]) == set("step cosine linear exponential inverse_square_root constant".split())
+
+
+@pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in CHOICES.items() for c in choices])
+def test_every_choice_composes_and_binds(group: str, choice: str) -> None:
+    config = compose_config(f"{group}={choice}")
+    node = getattr(config, group)
+    if isinstance(node, dict) and "_target_" in node:
+        assert node["name"] == choice
+        parameters = inspect.signature(locate(node["_target_"])).parameters
+        assert set(node) - {"name", "_target_"} <= set(parameters)
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_says_what_it_is(path: Path) -> None:
+    if path.relative_to(config_folder()).parts[0] != "hydra":
+        comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+        assert comments and len(comments[0]) <= 110
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str) -> None:
+    assert compose_config(f"experiment={experiment}").group
+
+
+@pytest.mark.parametrize("combination", list(itertools.product(CHOICES["dataset"], CHOICES["model"])), ids="-".join)
+def test_every_combination_composes(combination: tuple[str, str]) -> None:
+    dataset, model = combination
+    folder = run_folder(compose_config(f"dataset={dataset}", f"model={model}"))
+    assert folder.parent.name == f"{dataset}-{model}"
+
+
+@pytest.mark.parametrize("model", CHOICES["model"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_model_takes_a_shape_or_says_why_not(shape: str, model: str) -> None:
+    """What a model accepts depends on the data set's shape alone, so four shapes stand for the ten data sets."""
+    config = compose_config("dataset=synthetic", f"dataset.shape={SHAPES[shape]}", "dataset.num_examples=20", f"model={model}")
+    source = load_source(config.dataset, config.data_dir)
+    dataset = ResidentDataset(source, Augmentation(), torch.device("cpu"))
+    try:
+        network = initial_model(config.model, dataset, seed=0)
+    except Incompatible as reason:
+        assert "\n" not in str(reason) and len(str(reason)) > 20
+        return
+    if shape != "mit67" or model in ("lenet", "mlp"):  # large images are slow on the CPU; building them is proof enough
+        inputs, _ = dataset.plain(torch.arange(2))
+        assert network.eval()(inputs).shape == (2, dataset.num_classes)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_gradients_reach_every_model_through_every_sampler(sampler: str) -> None:
+    """One update of each small model; the larger ones differ in size only."""
+    for model, shape in (("lenet", [1, 28, 28]), ("lstm", [6, 2]), ("cnn7", [1, 28, 28])):
+        overrides = [o for o in tiny_overrides(sampler) if not o.startswith("model")]
+        config = compose_config(*overrides, f"model={model}", f"dataset.shape={shape}")
+        try:
+            parts = build(config, torch.device("cpu"), TickClock())
+        except Incompatible as reason:
+            assert "\n" not in str(reason)
+            continue
+        before = [p.clone() for p in parts.model.parameters()]
+        draw = parts.sampler.draw(parts.progress)
+        parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
+        parts.step.update(0.1 * parts.sampler.gain())
+        assert any(not torch.equal(a, b) for a, b in zip(before, parts.model.parameters(), strict=True))
+
+
+def test_the_same_choice_is_the_same_run() -> None:
+    base = compose_config(*TINY)
+    assert run_id(base) == run_id(compose_config(*TINY))
+    for override in ("logging=offline", "runs_dir=elsewhere", "data_dir=elsewhere", "group=mine", "checkpoint.seconds=1"):
+        assert run_id(base) == run_id(compose_config(*TINY, override)), override
+    others = (
+        "seed=1",
+        "batch_size=8",
+        "optimizer.lr=0.5",
+        "sampler=loss",
+        "dataset.num_examples=200",
+        "model.hidden=[17]",
+        "schedule=constant",
+        "augmentation=crop",
+        "budget.limit=41",
+        "numerics=fast",
+        "label_smoothing=0.1",
+        "clip_norm=1",
+        "slots=500",
+        "evaluation.points=7",
+    )
+    ids = {override: run_id(compose_config(*TINY, override)) for override in others}
+    assert len({run_id(base), *ids.values()}) == len(others) + 1, ids
+    assert run_id(replace(base, device="cuda")) != run_id(replace(base, device="cpu"))
+
+
+def test_data_dir_comes_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("ISBENCH_DATA", "/somewhere")
+    assert compose_config().data_dir == "/somewhere" == default_data_dir()
+    monkeypatch.delenv("ISBENCH_DATA")
+    assert compose_config().data_dir == "data"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("seed=-1", "seed=-1"),
+        ("batch_size=0", "batch_size=0"),
+        ("label_smoothing=1", "label_smoothing"),
+        ("clip_norm=0", "clip_norm"),
+        ("budget.unit=minutes", "valid: epochs, examples, seconds, updates"),
+        ("budget.limit=0", "budget.limit"),
+        ("budget.limit=inf", "budget.limit"),
+        ("budget.limit=nan", "budget.limit"),
+        ("evaluation.points=0", "evaluation.points"),
+        ("numerics.threads=0", "numerics.threads"),
+        ("device=tpu", "device=tpu: did you mean cpu"),
+        ("+nope=1", "unknown key nope"),
+    ],
+)
+def test_values_out_of_range_are_refused(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint.replace(".", r"\.")):
+        compose_config(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["sampler=loss", "sampler.pool_size=8"], "sampler.pool_size=8 is smaller than batch_size=16"),
+        (["sampler=loss", "sampler.pool_size=500"], "larger than the training set"),
+        (["sampler=loss", "sampler.pool_size=many"], "sampler.pool_size=many"),
+        (["sampler=loss", "sampler.signal=charm"], "choose one of loss"),
+        (["batch_size=161"], "batch_size=161 is larger than the training set"),
+        (["+sampler.wrong=3"], "unknown key sampler.wrong"),
+        (["optimizer.lr=-1"], "optimizer"),
+        (["optimizer.decayed=some"], "choose all or kernels"),
+        (["sampler._target_=isbench.samplers.nothing"], "_target_=isbench.samplers.nothing"),
+    ],
+)
+def test_impossible_choices_are_refused_while_building(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(compose_config(*TINY, *overrides), torch.device("cpu"), TickClock())
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_choices_that_do_not_go_together_say_why() -> None:
+    with pytest.raises(Incompatible) as error:
+        build(compose_config("dataset=synthetic", "model=lenet", "dataset.shape=[20,1]"), torch.device("cpu"), TickClock())
+    assert "\n" not in str(error.value)
+
+
+def test_yamls_hold_no_tabs_and_parse() -> None:
+    for path in config_folder().rglob("*.yaml"):
+        yaml.safe_load(path.read_text())

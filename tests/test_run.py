@@ -1,0 +1,156 @@
+"""Runs as processes: killed, stopped, resumed, locked; what is left must be what an undisturbed run leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
+from isbench.types import Progress
+from tests.conftest import compose_config
+
+RUN = (
+    "dataset=mnist5k",
+    "model=mlp",
+    "sampler=upper_bound",
+    "sampler.tau_threshold=1.2",
+    "augmentation=crop",
+    "budget.limit=400",
+    "evaluation.points=40",
+    "evaluation.train_examples=200",
+    "checkpoint.seconds=0",
+    "numerics.threads=1",
+    "logging=off",
+)
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "isbench", *RUN, f"runs_dir={folder}", *overrides]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(folder: Path, *overrides: str) -> Path:
+    process = start(folder, *overrides)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    (record,) = folder.rglob("record.jsonl")
+    return record
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_rows(folder: Path, count: int) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in folder.rglob("record.jsonl"):
+            if sum(row["kind"] == "evaluation" for row in read_rows(path)) >= count:
+                return path
+        time.sleep(0.005)
+    raise AssertionError("the run wrote no rows")
+
+
+def without_seconds(path: Path) -> list[dict]:
+    rows = effective_rows(read_rows(path))
+    return [{key: value for key, value in row.items() if key not in ("attempt", "train_seconds")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    return finish(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_a_record_has_the_documented_rows(undisturbed: Path) -> None:
+    rows = read_rows(undisturbed)
+    assert [row["kind"] for row in rows][0] == "start" and rows[-1]["kind"] == "end"
+    evaluations = effective_rows(rows)
+    assert [row["updates"] for row in evaluations] == list(range(0, 401, 10))
+    for row in evaluations:
+        assert list(row)[: 2 + len(COLUMNS)] == ["kind", "attempt", *COLUMNS]
+        assert row["epoch"] == row["examples_trained"] / 4000 and row["examples_trained"] == 128 * row["updates"]
+    seconds = [row["train_seconds"] for row in evaluations]
+    assert seconds == sorted(seconds) and seconds[0] == 0 < seconds[-1]
+    assert evaluations[-1]["examples_scored"] > 0 and evaluations[-1]["sampler/tau"] > 1
+    assert evaluations[-1]["test_error"] < 0.15
+    start_row = rows[0]
+    assert start_row["config"]["sampler"]["name"] == "upper_bound" and start_row["data"]["num_examples"] == 4000
+    rates = {u: r for row in rows if row["kind"] == "rate" for u, r in zip(row["updates"], row["learning_rate"], strict=True)}
+    assert sorted(rates) == list(range(1, 401)) and rates[1] == 0.02
+
+
+@pytest.mark.parametrize("rows", [3, 17, 31])
+def test_kill_minus_nine_then_the_same_command(rows: int, undisturbed: Path, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for_rows(tmp_path, rows)
+    kill(process)
+    record = finish(tmp_path)
+    assert without_seconds(record) == without_seconds(undisturbed)
+    attempts = [row for row in read_rows(record) if row["kind"] == "start"]
+    assert len(attempts) == 2 and attempts[1]["resumed_at"] >= 10 * (rows - 2)
+    seconds = [row["train_seconds"] for row in effective_rows(read_rows(record))]
+    assert seconds == sorted(seconds), "seconds go on, they do not start again"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_stops(number: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, "checkpoint.seconds=1000")
+    record = wait_for_rows(tmp_path, 5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and "the same command continues it" in errors and "Traceback" not in errors
+    assert last_status(read_rows(record))[0] == "interrupted"
+    finish(tmp_path, "checkpoint.seconds=1000")
+    assert without_seconds(record) == without_seconds(undisturbed)
+    assert last_status(read_rows(record))[0] == "finished"
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = start(tmp_path, "budget.limit=20000")
+    record = wait_for_rows(tmp_path, 2)
+    second = start(tmp_path, "budget.limit=20000")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1 and "in use by another process" in errors and "Traceback" not in errors
+    assert first.poll() is None, "the first goes on"
+    kill(first)
+    assert sum(row["kind"] == "start" for row in read_rows(record)) == 1
+
+
+def test_other_data_is_refused_on_resume(tmp_path: Path, monkeypatch) -> None:
+    from isbench.data.sources import Source
+    from isbench.errors import UserError
+    from isbench.training.run import run
+
+    process = start(tmp_path)
+    wait_for_rows(tmp_path, 4)
+    kill(process)
+    monkeypatch.setattr(Source, "checksum", lambda self: "other")
+    with pytest.raises(UserError, match="the data set has changed"):
+        run(compose_config(*RUN, f"runs_dir={tmp_path}"))
+
+
+def test_the_last_checkpoint_is_kept_on_request(tmp_path: Path) -> None:
+    record = finish(tmp_path, "checkpoint.keep=true", "budget.limit=20", "evaluation.points=2")
+    assert (record.parent / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model"), [("mnist", "lenet"), ("cifar10", "lenet"), ("cifar100", "lenet"), ("rot_mnist", "cnn7")]
+)
+def test_real_data_trains(dataset: str, model: str, data_dir: Path, tmp_path: Path) -> None:
+    folder = "MNIST" if "mnist" in dataset else f"cifar-{dataset.removeprefix('cifar')}"
+    if not any(path.name.startswith(folder) for path in data_dir.iterdir()):
+        pytest.skip(f"ISBENCH_DATA has no {folder}")
+    overrides = [f"dataset={dataset}", f"model={model}", "augmentation=none", "budget.limit=30", "evaluation.points=2"]
+    rows = effective_rows(read_rows(finish(tmp_path, *overrides)))
+    assert rows[-1]["updates"] == 30 and rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_progress_counts_epochs_in_examples() -> None:
+    assert Progress(num_examples=400, examples_trained=600).epoch == 1.5
+    assert os.environ["OMP_NUM_THREADS"] == "1"
