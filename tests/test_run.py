@@ -146,7 +146,7 @@ def test_real_data_trains(dataset: str, model: str, data_dir: Path, tmp_path: Pa
     folder = "MNIST" if "mnist" in dataset else f"cifar-{dataset.removeprefix('cifar')}"
     if not any(path.name.startswith(folder) for path in data_dir.iterdir()):
         pytest.skip(f"ISBENCH_DATA has no {folder}")
-    overrides = [f"dataset={dataset}", f"model={model}", "augmentation=none", "budget.limit=30", "evaluation.points=2"]
+    overrides = [f"dataset={dataset}", f"model={model}", "augmentation=none", "optimizer=adam", "budget.limit=30", "evaluation.points=1"]
     rows = effective_rows(read_rows(finish(tmp_path, *overrides)))
     assert rows[-1]["updates"] == 30 and rows[-1]["train_loss"] < rows[0]["train_loss"]
 

@@ -1,0 +1,99 @@
+"""Style sheet and script of the report page. Nothing in them is loaded from elsewhere."""
+
+CSS = """
+:root { --ink: #1d2430; --soft: #5b6675; --line: #e1e5ea; --wash: #f6f7f9; --accent: #0b5cad;
+  --good: #0a6b4f; --good-wash: #e4f4ee; --bad: #9a3412; --bad-wash: #fdeee6; --note: #7a5a00; --note-wash: #fdf6e0; }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55; font-size: 16px;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 48px 28px 72px; }
+h1, h2, h3 { line-height: 1.25; font-weight: 650; letter-spacing: -0.01em; }
+h1 { font-size: 2rem; margin: 0 0 .5rem; }
+h2 { font-size: 1.4rem; margin: 3.2rem 0 .4rem; padding-top: 1.4rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 2.2rem 0 .6rem; }
+p { margin: .5rem 0; max-width: 46rem; }
+.lede { font-family: Charter, "Bitstream Charter", "Iowan Old Style", Georgia, serif; font-size: 1.28rem;
+  line-height: 1.5; max-width: 48rem; margin: .8rem 0 0; }
+.soft { color: var(--soft); }
+.notice { background: var(--note-wash); color: var(--note); border-left: 3px solid #d9a400; padding: .5rem .9rem;
+  margin: 1rem 0; border-radius: 0 4px 4px 0; font-size: .93rem; }
+.notice p { margin: .25rem 0; max-width: none; }
+.scroll { overflow-x: auto; margin: .9rem 0; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+thead th { text-align: right; font-weight: 600; color: var(--soft); font-size: .8rem; vertical-align: bottom;
+  border-bottom: 1.5px solid var(--ink); padding: .3rem .6rem .45rem; line-height: 1.3; }
+td, tbody th { text-align: right; padding: .5rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap;
+  font-weight: 400; }
+th:first-child, td.text, th.text { text-align: left; }
+tbody th:first-child { font-weight: 600; }
+tbody th.path { font-weight: 400; font-size: .82rem; font-family: ui-monospace, Menlo, Consolas, monospace; }
+th:first-child { position: sticky; left: 0; background: #fff; padding-left: 0; z-index: 1; }
+tr.baseline td, tr.baseline th { color: var(--soft); }
+td.wrap { white-space: normal; min-width: 16rem; }
+.swatch { display: inline-block; width: 18px; height: 0; margin-right: 8px; vertical-align: middle;
+  border-top: 3px solid; }
+.interval { vertical-align: middle; margin-right: 10px; }
+.tag { display: inline-block; padding: .06rem .55rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
+  background: var(--wash); color: var(--soft); white-space: nowrap; }
+.tag.faster, .tag.finished { background: var(--good-wash); color: var(--good); }
+.tag.slower, .tag.diverged, .tag.failed { background: var(--bad-wash); color: var(--bad); }
+.tag.skipped, .tag.interrupted, .tag.unfinished { background: var(--note-wash); color: var(--note); }
+.verdicts { padding: 0; margin: .6rem 0; list-style: none; font-size: .95rem; }
+.verdicts li { padding: .3rem 0; }
+.controls { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .8rem 0 .2rem; }
+button { font: inherit; font-size: .85rem; color: var(--ink); background: #fff; border: 1px solid var(--line);
+  border-radius: 99px; padding: .2rem .75rem; cursor: pointer; }
+button:hover { border-color: var(--soft); }
+button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+.samplers button[aria-pressed="false"] { opacity: .45; text-decoration: line-through; }
+.switch { display: inline-flex; margin-right: 1rem; border: 1px solid var(--line); border-radius: 99px;
+  overflow: hidden; }
+.switch button { border: 0; border-radius: 0; }
+.switch button[aria-pressed="true"] { background: var(--ink); color: #fff; }
+.plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.plots > div { min-width: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: .6rem 0; font-size: .9rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+.reading { background: var(--wash); border-radius: 6px; padding: .9rem 1.3rem; margin: 1.4rem 0; font-size: .92rem; }
+.reading h3 { margin: 0 0 .3rem; }
+.reading ul { margin: 0; padding-left: 1.1rem; }
+.reading li { margin: .2rem 0; }
+@media (max-width: 720px) {
+  main { padding: 28px 16px 48px; }
+  h1 { font-size: 1.6rem; }
+  .lede { font-size: 1.12rem; }
+  .plots { grid-template-columns: 1fr; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .55rem; }
+  .interval { display: none; }
+  td, tbody th, thead th { padding-left: .5rem; padding-right: .5rem; }
+}
+@media print { .controls .switch { display: none; } .scroll { overflow: visible; } }
+"""
+
+SCRIPT = """
+for (const panel of document.querySelectorAll("section.curves")) {
+  const plots = [...panel.querySelectorAll(".plotly-graph-div")];
+  const axes = [...panel.querySelectorAll(".switch button")];
+  const samplers = [...panel.querySelectorAll(".samplers button")];
+  const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+  function show() {
+    const axis = axes.find(isPressed);
+    const shown = new Set(samplers.filter(isPressed).map((button) => button.dataset.sampler));
+    for (const plot of plots) {
+      const visible = plot.data.map((trace) => trace.meta.axis === axis.dataset.axis && shown.has(trace.meta.sampler));
+      Plotly.update(plot, { visible }, { "xaxis.title.text": axis.dataset.title, "xaxis.autorange": true });
+    }
+  }
+  for (const button of axes) button.addEventListener("click", () => {
+    for (const other of axes) other.setAttribute("aria-pressed", other === button);
+    show();
+  });
+  for (const button of samplers) button.addEventListener("click", () => {
+    button.setAttribute("aria-pressed", !isPressed(button));
+    show();
+  });
+}
+"""

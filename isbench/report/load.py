@@ -1,0 +1,129 @@
+"""Run folders to two tidy tables: one row per evaluation, one row per run.
+
+A record is append-only and may hold several attempts; `effective_rows` keeps the rows that count. Samplers are named as
+in their configuration; where one name was run with several sets of options, the options that differ join the name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from isbench.errors import UserError
+from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
+
+KEYS = ["run_id", "dataset", "model", "sampler", "seed"]
+SETTINGS = (
+    "batch_size",
+    "budget",
+    "optimizer",
+    "schedule",
+    "augmentation",
+    "label_smoothing",
+    "clip_norm",
+    "slots",
+    "evaluation",
+    "numerics",
+)
+PROVENANCE = ("provenance", "checksum", "num_examples")
+MACHINE = ("git_commit", "git_dirty", "cpu", "gpu", "shared_gpu", "torch", "python", "torch_threads")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a folder of runs holds.
+
+    `rows` has one row per evaluation: KEYS and the recorded columns. `runs` has one row per run: KEYS, `path`, `status`
+    (as recorded, or unfinished where no end was), `reason`, `attempts`, `seconds` and the columns named above.
+    """
+
+    rows: pd.DataFrame
+    runs: pd.DataFrame
+    notices: tuple[str, ...] = ()  # what a reader must know about records that could not be used
+
+
+def load_runs(folder: Path) -> Runs:
+    """Read every record.jsonl below `folder`.
+
+    Raises UserError where there is none, or where two runs answer to the same data set, model, sampler and seed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
+    paths = sorted(folder.rglob("record.jsonl"))
+    records = {path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}
+    usable = {path: rows for path, rows in records.items() if any(row["kind"] == "start" for row in rows)}
+    if not usable:
+        raise UserError(f"{folder} holds no runs: no record.jsonl with a start line was found below it")
+    summaries = [_summarise(path, rows) for path, rows in usable.items()]
+    _name_apart(summaries)
+    runs = pd.DataFrame(summaries).sort_values(KEYS[1:], ignore_index=True)
+    evaluations = [
+        {**run[KEYS].to_dict(), **row} for _, run in runs.iterrows() for row in effective_rows(usable[run["path"]])
+    ]
+    diagnostics = sorted({key for row in evaluations for key in row if key.startswith("sampler/")})
+    columns = [*COLUMNS, *diagnostics]
+    frame = pd.DataFrame(evaluations, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float))
+    notices = tuple(f"{path or folder} has no start line and is left out." for path in records if path not in usable)
+    return Runs(frame, runs.drop(columns="options"), notices)
+
+
+def describe(value: Any) -> str:
+    """Write a configuration value as a reader would: `sgd (lr=0.1, momentum=0.9)`, `5 epochs`, `none`."""
+    if value is None:
+        return "none"
+    if not isinstance(value, Mapping):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if "unit" in value and "limit" in value:
+        return f"{value['limit']:,g} {'effective ' if value.get('effective') else ''}{value['unit']}"
+    name = value.get("name") or str(value.get("_target_", "")).rpartition(".")[2]
+    options = ", ".join(f"{key}={describe(item)}" for key, item in value.items() if key != "name" and key[0] != "_")
+    return f"{name} ({options})" if name and options else name or options
+
+
+def _summarise(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    starts = [row for row in rows if row["kind"] == "start"]
+    start = starts[-1]
+    status, reason = last_status(rows) or ("unfinished", "no end was recorded: still running, or killed")
+    config, data, environment = start["config"], start.get("data") or {}, start.get("environment") or {}
+    return {
+        "run_id": start["run_id"],
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"],
+        "sampler": config["sampler"]["name"],
+        "seed": int(config["seed"]),
+        "path": path,
+        "status": status,
+        "reason": reason,
+        "attempts": len(starts),
+        "seconds": max((row["train_seconds"] for row in effective_rows(rows)), default=0.0),
+        "options": {key: item for key, item in config["sampler"].items() if key != "name"},
+        **{key: describe(config[key]) if key in config else "" for key in SETTINGS},
+        "budget_unit": (config.get("budget") or {}).get("unit", ""),
+        **{key: data.get(key) for key in PROVENANCE},
+        **{key: environment.get(key) for key in MACHINE},
+    }
+
+
+def _name_apart(runs: list[dict[str, Any]]) -> None:
+    """Add the options that differ to samplers' names, then refuse runs that cannot be told apart."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["dataset"], run["model"], run["sampler"]), []).append(run)
+    for group in groups.values():
+        keys = sorted({key for run in group for key in run["options"]})
+        differing = [key for key in keys if len({json.dumps(run["options"].get(key)) for run in group}) > 1]
+        for run in group:
+            run["sampler"] = " ".join(
+                [run["sampler"], *(f"{key}={describe(run['options'].get(key))}" for key in differing)]
+            )
+    seen: dict[tuple[Any, ...], str] = {}
+    for run in runs:
+        twin = seen.setdefault(tuple(run[key] for key in KEYS[1:]), run["path"])
+        if twin != run["path"]:
+            raise UserError(
+                f"{twin} and {run['path']} have the same data set, model, sampler and seed: "
+                "report one group of runs at a time"
+            )

@@ -1,0 +1,254 @@
+"""What the curves say: values at equal seconds, seconds to a target, speed-up over a baseline, with intervals.
+
+Curves are interpolated linearly between evaluations and never extrapolated. All methods are compared within one data
+set and model, paired by seed. A run that misses the target has infinite seconds to it: it is counted, never dropped.
+Intervals are Student-t at 95 % over seeds; those of speed-ups are taken on log ratios.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from isbench.report.load import Runs
+
+COUNTED = ("finished", "diverged")  # an interrupted run is not a miss: it may still arrive
+AT_EQUAL_SECONDS = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
+OTHERS = {
+    "slower": "slower",
+    "no difference shown": "without a difference shown",
+    "undecided": "undecided",
+    "not compared": "not compared",
+}
+
+
+class Interval(NamedTuple):
+    """A mean with the half-width of its interval (NaN below two values)."""
+
+    mean: float
+    half_width: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Baseline seconds over method seconds, paired by seed. The bounds are NaN unless every ratio is in (0, inf)."""
+
+    ratio: float
+    low: float
+    high: float
+    n: int
+    misses: int
+    baseline_misses: int
+
+
+def value_at_seconds(curve: pd.DataFrame, seconds: float, column: str) -> float:
+    """Return `column` at `seconds` of training by linear interpolation; NaN before the first row or after the last."""
+    known = curve[["train_seconds", column]].dropna()
+    if known.empty:
+        return float("nan")
+    return float(np.interp(seconds, known["train_seconds"], known[column], left=np.nan, right=np.nan))
+
+
+def time_to_target(curve: pd.DataFrame, column: str, target: float) -> float:
+    """Return the seconds when `column` first falls to `target`, interpolated between evaluations; inf if never."""
+    known = curve[["train_seconds", column]].dropna()
+    seconds, values = known["train_seconds"].to_numpy(), known[column].to_numpy()
+    hits = np.flatnonzero(values <= target)
+    if not len(hits):
+        return float("inf")
+    after = hits[0]
+    if after == 0:
+        return float(seconds[0])
+    fraction = (values[after - 1] - target) / (values[after - 1] - values[after])
+    return float(seconds[after - 1] + fraction * (seconds[after] - seconds[after - 1]))
+
+
+def t_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = 0.95) -> Interval:
+    """Return the mean of the values that are not NaN and the half-width of its Student-t interval."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    n = len(known)
+    if n < 2:
+        return Interval(float(known[0]) if n else float("nan"), float("nan"), n)
+    quantile = stdtrit(n - 1, (1 + level) / 2)
+    return Interval(float(known.mean()), float(quantile * known.std(ddof=1) / np.sqrt(n)), n)
+
+
+def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
+    """Compare seconds to the target, both indexed by seed: the geometric mean of baseline / method over common seeds.
+
+    A method that misses where the baseline arrives has ratio 0, and so has the mean; the reverse gives infinity. Where
+    both miss, or the two cases mix, nothing is known of the mean and it is NaN.
+    """
+    pairs = pd.concat([baseline_times, method_times], axis=1, join="inner", keys=["baseline", "method"]).dropna()
+    baseline, method = pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Equal times are a ratio of 1 also at 0 / 0: both stand at the target from their first evaluation.
+        logs = np.where((baseline == method) & np.isfinite(method), 0.0, np.log(baseline / method))
+        centre = float(logs.mean()) if len(logs) else float("nan")
+    half_width = t_interval(logs).half_width if np.isfinite(logs).all() else float("nan")
+    return Speedup(
+        ratio=float(np.exp(centre)),
+        low=float(np.exp(centre - half_width)),
+        high=float(np.exp(centre + half_width)),
+        n=len(pairs),
+        misses=int(np.isinf(method).sum()),
+        baseline_misses=int(np.isinf(baseline).sum()),
+    )
+
+
+def equal_seconds(runs: pd.DataFrame) -> float:
+    """Return the seconds that every finished run of a comparison has reached; NaN if none has finished."""
+    return float(runs.loc[runs["status"] == "finished", "seconds"].min())
+
+
+def reached_by_all(errors: pd.Series) -> float:
+    """Return the default target: the highest test error among the baseline's runs at equal seconds.
+
+    Their mean would be missed by about half of the baseline's own runs, and most speed-ups would have no interval.
+    """
+    return float(errors.max())
+
+
+def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:
+    """Return one row per (dataset, model, sampler), the baseline first. Errors are fractions, `n` counts seeds.
+
+    `updates`, `examples_trained` and `examples_scored` are means at equal seconds, like the error and the loss.
+    `seconds_to_target` is the median, which stays defined while fewer than half of the runs miss.
+    """
+    curves = {str(run_id): curve for run_id, curve in runs.rows.groupby("run_id")}
+    lines = []
+    for (dataset, model), comparison in runs.runs.groupby(["dataset", "model"]):
+        seconds = equal_seconds(comparison)
+        counted = comparison[comparison["status"].isin(COUNTED)].copy()
+        values = [_at(curves.get(run_id), seconds) for run_id in counted["run_id"]]
+        counted = counted.join(pd.DataFrame(values, index=counted.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
+        reference = counted[counted["sampler"] == baseline].set_index("seed")
+        goal = reached_by_all(reference["test_error"]) if target is None else target
+        counted["time"] = [
+            time_to_target(curves[run_id], "test_error", goal) if run_id in curves else float("inf")
+            for run_id in counted["run_id"]
+        ]
+        if np.isnan(goal):
+            counted["time"] = float("nan")
+        reference = counted[counted["sampler"] == baseline].set_index("seed")
+        for sampler in sorted(comparison["sampler"].unique(), key=lambda name: (name != baseline, name)):
+            mine = counted[counted["sampler"] == sampler].set_index("seed")
+            everyone = comparison[comparison["sampler"] == sampler]
+            lines.append(
+                {
+                    "dataset": dataset,
+                    "model": model,
+                    "sampler": sampler,
+                    "baseline": baseline,
+                    "seconds": seconds,
+                    "target": goal,
+                    **_line(mine, reference),
+                    "diverged": int((everyone["status"] == "diverged").sum()),
+                    "not_counted": int((~everyone["status"].isin(COUNTED)).sum()),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _at(curve: pd.DataFrame | None, seconds: float) -> list[float]:
+    if curve is None:
+        return [float("nan")] * len(AT_EQUAL_SECONDS)
+    return [value_at_seconds(curve, seconds, column) for column in AT_EQUAL_SECONDS]
+
+
+def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+    error, loss = t_interval(mine["test_error"]), t_interval(mine["train_loss"])
+    difference = t_interval((mine["test_error"] - reference["test_error"]).dropna())
+    speedup = speedup_over(reference["time"], mine["time"])
+    return {
+        "n": error.n,
+        "test_error": error.mean,
+        "test_error_half_width": error.half_width,
+        "error_difference": difference.mean,
+        "error_difference_half_width": difference.half_width,
+        "train_loss": loss.mean,
+        "train_loss_half_width": loss.half_width,
+        "seconds_to_target": float(mine["time"].median()),
+        "misses": int(np.isinf(mine["time"]).sum()),
+        "speedup": speedup.ratio,
+        "speedup_low": speedup.low,
+        "speedup_high": speedup.high,
+        "speedup_n": speedup.n,
+        "baseline_misses": speedup.baseline_misses,
+        **{column: float(mine[column].mean()) for column in AT_EQUAL_SECONDS[2:]},
+    }
+
+
+def outcome(row: pd.Series) -> str:
+    """Return faster or slower where the interval of the speed-up excludes 1, else what is known instead."""
+    if not row["speedup_n"]:
+        return "not compared"
+    if np.isnan(row["speedup_low"]):
+        return "undecided"
+    if row["speedup_low"] > 1:
+        return "faster"
+    return "slower" if row["speedup_high"] < 1 else "no difference shown"
+
+
+def verdict(row: pd.Series) -> str:
+    """Return one sentence on a row of the summary table. It claims nothing that an interval does not show."""
+    name, baseline, n = row["sampler"], row["baseline"], row["speedup_n"]
+    decided = outcome(row)
+    if decided == "not compared":
+        return f"{name}: not compared, no seed has runs of both this sampler and {baseline} that count."
+    if decided == "undecided":
+        return f"{name}: undecided, {_why_undecided(row)}."
+    interval = f"95 % interval {row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
+    shown = f"speed-up {row['speedup']:.2f}, {interval}, n\u00a0=\u00a0{n}"
+    if decided == "no difference shown":
+        return f"{name}: no difference in speed from {baseline} is shown at this n ({shown})."
+    return f"{name}: {decided} than {baseline} to {row['target']:.2%} test error ({shown})."
+
+
+def _why_undecided(row: pd.Series) -> str:
+    baseline, n = row["baseline"], row["speedup_n"]
+    if row["misses"] or row["baseline_misses"]:
+        return (
+            f"a target of {row['target']:.2%} test error is missed in {row['misses']} of its runs and in "
+            f"{row['baseline_misses']} of {n} runs of {baseline}{_error_shown(row)}"
+        )
+    return "one seed gives no interval" if n == 1 else "a run starts at the target, which leaves no ratio of seconds"
+
+
+def _error_shown(row: pd.Series) -> str:
+    gap, half_width = row["error_difference"], row["error_difference_half_width"]
+    if np.isnan(half_width):
+        return ""
+    if abs(gap) <= half_width:
+        return "; at equal seconds no difference in test error is shown"
+    return f"; at equal seconds its test error is {abs(gap) * 100:.2f} points {'lower' if gap < 0 else 'higher'}"
+
+
+def headline(table: pd.DataFrame) -> str:
+    """Return one sentence on a whole summary table."""
+    methods = table[table["sampler"] != table["baseline"]]
+    baseline = table["baseline"].iloc[0]
+    if methods.empty or not methods["speedup_n"].any():
+        return f"Nothing to compare yet: no seed has both a sampler and {baseline} finished."
+    outcomes = methods.apply(outcome, axis=1)
+    settings = methods[["dataset", "model"]].drop_duplicates()
+    where, what = " with ".join(settings.iloc[0]), "samplers"
+    if len(settings) > 1:
+        where, what = f"{len(settings)} pairs of data set and model", "comparisons"
+    counts = {name: int((outcomes == name).sum()) for name in ("faster", *OTHERS)}
+    if not counts["faster"]:
+        first = f"no sampler is shown to reach the target error in less time than {baseline}"
+    else:
+        best = methods[outcomes == "faster"].sort_values("speedup", ascending=False).iloc[0]
+        first = (
+            f"{counts['faster']} of {len(methods)} {what} reach the target error in less time than {baseline}, "
+            f"{best['sampler']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
+            f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
+        )
+    others = [f"{counts[name]} {label}" for name, label in OTHERS.items() if counts[name]]
+    return f"On {where}, {first}" + (f"; {', '.join(others)}." if others else ".")

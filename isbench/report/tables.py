@@ -1,0 +1,87 @@
+"""Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by page and table.md."""
+
+import math
+
+import pandas as pd
+
+from isbench.report.measures import outcome
+
+MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a number with `digits` significant digits and thousands separated; a dash for NaN."""
+    if math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "\N{INFINITY}"
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def plus_minus(mean: float, half_width: float) -> str:
+    """Write mean ± half-width, to its second significant digit (five decimals at most); without one, the mean."""
+    if not half_width > 0 or not math.isfinite(half_width):
+        return number(mean)
+    decimals = min(5, max(0, 1 - math.floor(math.log10(half_width))))
+    return f"{mean:,.{decimals}f} {PLUS_MINUS} {half_width:,.{decimals}f}".replace("-", MINUS)
+
+
+def count(value: float) -> str:
+    """Write a whole number."""
+    return DASH if math.isnan(value) else f"{value:,.0f}"
+
+
+def speedup(row: pd.Series) -> str:
+    """Write a speed-up with its interval, or what stands in its place."""
+    if row["sampler"] == row["baseline"]:
+        return "1 (baseline)"
+    if row["speedup"] == 0:
+        return f"0 (misses {row['misses']})"
+    if math.isnan(row["speedup_low"]):
+        return DASH if math.isnan(row["speedup"]) else f"{number(row['speedup'])}{TIMES}"
+    return f"{row['speedup']:.2f}{TIMES} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn a summary table into text, one column per thing to read."""
+    rows = []
+    for _, row in table.iterrows():
+        is_baseline = row["sampler"] == row["baseline"]
+        runs = int(row["n"])
+        rows.append(
+            {
+                "data set": row["dataset"],
+                "model": row["model"],
+                "sampler": row["sampler"],
+                "n": str(runs),
+                "speed-up": speedup(row),
+                "verdict": "baseline" if is_baseline else outcome(row),
+                "test error (%)": plus_minus(100 * row["test_error"], 100 * row["test_error_half_width"]),
+                "difference (points)": DASH
+                if is_baseline
+                else plus_minus(100 * row["error_difference"], 100 * row["error_difference_half_width"]),
+                "train loss": plus_minus(row["train_loss"], row["train_loss_half_width"]),
+                "seconds to target": number(row["seconds_to_target"]),
+                "misses": str(int(row["misses"])),
+                "diverged": str(int(row["diverged"])),
+                "updates": count(row["updates"]),
+                "examples trained": count(row["examples_trained"]),
+                "examples scored": count(row["examples_scored"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return the table for a README, with the line that says how to read it."""
+    text = readable(table).to_markdown(index=False, disable_numparse=True)
+    notes = [
+        f"{dataset}, {model}: at {number(part['seconds'].iloc[0])} s of training; target "
+        + ("none" if math.isnan(goal := part["target"].iloc[0]) else f"{goal:.2%} test error")
+        for (dataset, model), part in table.groupby(["dataset", "model"])
+    ]
+    reading = (
+        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds."
+    )
+    return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)

@@ -1,0 +1,315 @@
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_samples import config, write_run
+
+from isbench.errors import UserError
+from isbench.report.__main__ import main
+from isbench.report.figures import ERROR, SECONDS, STYLES, band, styles
+from isbench.report.load import describe, load_runs
+from isbench.report.measures import (
+    headline,
+    outcome,
+    speedup_over,
+    summary_table,
+    t_interval,
+    time_to_target,
+    value_at_seconds,
+    verdict,
+)
+from isbench.report.page import disagreements
+from isbench.report.tables import number, plus_minus
+
+
+def line(slope, final=20.0, start=0.9):
+    """Test error falling in a straight line, evaluated every second."""
+    return [(float(t), start - slope * t) for t in np.arange(0, final + 1)]
+
+
+@pytest.fixture
+def twice(tmp_path):
+    """Three seeds, each with `loss` exactly twice as fast as `uniform`."""
+    for seed, slope in enumerate((0.010, 0.011, 0.012)):
+        write_run(tmp_path, "uniform", seed, line(slope))
+        write_run(tmp_path, "loss", seed, line(2 * slope))
+    return tmp_path
+
+
+def rows_of(table, sampler):
+    return table[table["sampler"] == sampler].iloc[0]
+
+
+def test_values_are_interpolated_and_never_extrapolated():
+    curve = pd.DataFrame({"train_seconds": [1.0, 3.0, 5.0], "test_error": [0.8, 0.4, np.nan]})
+    assert value_at_seconds(curve, 1.5, "test_error") == pytest.approx(0.7)
+    assert value_at_seconds(curve, 3.0, "test_error") == 0.4
+    assert math.isnan(value_at_seconds(curve, 0.9, "test_error"))
+    assert math.isnan(value_at_seconds(curve, 3.1, "test_error"))
+
+
+def test_time_to_target_is_the_first_crossing():
+    curve = pd.DataFrame({"train_seconds": [0.0, 2.0, 4.0, 6.0], "test_error": [0.9, 0.5, 0.7, 0.1]})
+    assert time_to_target(curve, "test_error", 0.6) == pytest.approx(1.5)  # three quarters of the way from 0.9 to 0.5
+    assert time_to_target(curve, "test_error", 0.5) == 2.0
+    assert time_to_target(curve, "test_error", 0.95) == 0.0
+    assert time_to_target(curve, "test_error", 0.05) == math.inf
+
+
+def test_t_interval_against_the_printed_table():
+    # Mean 3, standard deviation sqrt(2.5), t(4, 0.975) = 2.776.
+    interval = t_interval([1, 2, 3, 4, 5])
+    assert interval.mean == 3 and interval.n == 5
+    assert interval.half_width == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
+    # t(4, 0.95) = 2.132
+    assert t_interval([1, 2, 3, 4, 5, math.nan], level=0.9).half_width == pytest.approx(
+        2.132 * math.sqrt(2.5 / 5), rel=1e-3
+    )
+
+
+def test_one_value_has_no_interval():
+    assert t_interval([4.0]).mean == 4.0
+    assert math.isnan(t_interval([4.0]).half_width)
+    assert math.isnan(t_interval([]).mean)
+
+
+def test_speedup_is_the_geometric_mean_of_paired_ratios():
+    # Ratios 2 and 8 whatever the order of seeds; seed 7 has no partner. Logs have mean log 4, deviation log 2 x sqrt 2.
+    result = speedup_over(pd.Series({0: 10.0, 1: 80.0, 7: 1.0}), pd.Series({1: 10.0, 0: 5.0}))
+    assert result.ratio == pytest.approx(4) and result.n == 2
+    factor = math.exp(12.706 * math.log(2))  # t(1, 0.975) = 12.706; sqrt 2 / sqrt n = 1
+    assert result.high == pytest.approx(4 * factor, rel=1e-3)
+    assert result.low == pytest.approx(4 / factor, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "method", "ratio", "misses"),
+    [
+        ([10, 10], [5, math.inf], 0.0, 1),
+        ([10, math.inf], [5, 5], math.inf, 0),
+        ([10, math.inf], [5, math.inf], math.nan, 1),
+        ([math.inf, 10], [5, math.inf], math.nan, 1),
+    ],
+)
+def test_misses_leave_no_interval(baseline, method, ratio, misses):
+    result = speedup_over(pd.Series(baseline, dtype=float), pd.Series(method, dtype=float))
+    assert result.ratio == pytest.approx(ratio, nan_ok=True)
+    assert result.misses == misses
+    assert math.isnan(result.low) and math.isnan(result.high)
+
+
+def test_ties_are_a_ratio_of_one():
+    result = speedup_over(pd.Series([0.0, 5.0]), pd.Series([0.0, 5.0]))
+    assert (result.ratio, result.low, result.high) == (1, 1, 1)
+
+
+def test_a_method_twice_as_fast(twice):
+    table = summary_table(load_runs(twice))
+    uniform, loss = rows_of(table, "uniform"), rows_of(table, "loss")
+    assert loss["speedup"] == pytest.approx(2) and loss["speedup_low"] == pytest.approx(2)
+    assert uniform["speedup"] == 1
+    assert loss["seconds"] == 20
+    assert loss["target"] == pytest.approx(0.9 - 0.010 * 20)  # the worst seed of uniform
+    assert uniform["misses"] == loss["misses"] == 0
+    assert loss["seconds_to_target"] == pytest.approx(0.2 / 0.022)  # the median seed
+    # Differences at 20 s: 0.20, 0.22, 0.24; t(2, 0.975) = 4.303
+    assert loss["error_difference"] == pytest.approx(-0.22)
+    assert loss["error_difference_half_width"] == pytest.approx(4.303 * 0.02 / math.sqrt(3), rel=1e-3)
+    assert loss["updates"] == 200 and loss["examples_trained"] == 25600 and loss["examples_scored"] == 128000
+    assert verdict(loss).startswith("loss: faster than uniform")
+    assert "1 of 1 samplers" in headline(table) and "2.00×" in headline(table)
+
+
+def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01, final=20))
+    write_run(tmp_path, "loss", 0, line(0.01, final=12))
+    write_run(tmp_path, "rais", 0, line(0.01, final=3), status="diverged")
+    write_run(tmp_path, "impon", 0, line(0.01, final=5), status=None)
+    table = summary_table(load_runs(tmp_path))
+    assert (table["seconds"] == 12).all()
+    assert rows_of(table, "uniform")["test_error"] == pytest.approx(0.78)
+    rais = rows_of(table, "rais")
+    assert (rais["n"], rais["diverged"], rais["misses"], rais["speedup"]) == (0, 1, 1, 0)
+    impon = rows_of(table, "impon")
+    assert (impon["n"], impon["not_counted"], impon["misses"], impon["speedup_n"]) == (0, 1, 0, 0)
+    assert outcome(impon) == "not compared"
+
+
+def test_a_miss_is_counted_and_undecided(twice):
+    write_run(twice, "loss", 0, line(0.002))  # replaces the fast one
+    row = rows_of(summary_table(load_runs(twice)), "loss")
+    assert row["misses"] == 1 and row["speedup"] == 0 and math.isnan(row["speedup_low"])
+    assert "missed in 1 of its runs and in 0 of 3 runs of uniform" in verdict(row)
+
+
+def test_one_seed_claims_nothing(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01))
+    write_run(tmp_path, "loss", 0, line(0.02))
+    table = summary_table(load_runs(tmp_path))
+    row = rows_of(table, "loss")
+    assert row["speedup"] == pytest.approx(2)
+    assert "one seed gives no interval" in verdict(row)
+    assert "no sampler is shown" in headline(table)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "expected"), [((0.01, 0.02), "no difference shown"), ((0.004, 0.0041, 0.0042), "slower")]
+)
+def test_outcome_follows_the_interval(tmp_path, slopes, expected):
+    for seed, slope in enumerate(slopes):
+        write_run(tmp_path, "uniform", seed, line(0.015, final=20))
+        write_run(tmp_path, "loss", seed, line(slope, final=100))
+    assert outcome(rows_of(summary_table(load_runs(tmp_path)), "loss")) == expected
+
+
+def test_a_given_target_needs_no_baseline(tmp_path):
+    write_run(tmp_path, "loss", 0, line(0.02))
+    table = summary_table(load_runs(tmp_path), target=0.7)
+    assert table["seconds_to_target"].iloc[0] == pytest.approx(10)
+    assert headline(table).startswith("Nothing to compare yet")
+
+
+def test_records_are_read_through_attempts_and_damage(tmp_path):
+    path = write_run(tmp_path, "uniform", 0, line(0.01, final=4), status="interrupted", torn='{"kind": "evalu')
+    start, *_ = [json.loads(row) for row in path.read_text().splitlines()[:1]]
+    evaluation = json.loads(path.read_text().splitlines()[1])
+    again = [
+        {**start, "attempt": 2, "resumed_at": 20},
+        {**evaluation, "attempt": 2, "updates": 30, "train_seconds": 3.0, "test_error": 0.5, "train_loss": None},
+        {"kind": "end", "attempt": 2, "status": "finished", "reason": ""},
+    ]
+    with path.open("a") as file:
+        file.write("\n" + "".join(json.dumps(row) + "\n" for row in again))
+    runs = load_runs(tmp_path)
+    assert runs.rows["updates"].tolist() == [0, 10, 20, 30]
+    assert runs.rows["test_error"].iloc[-1] == 0.5 and math.isnan(runs.rows["train_loss"].iloc[-1])
+    assert runs.runs[["status", "attempts", "seconds"]].iloc[0].tolist() == ["finished", 2, 3.0]
+
+
+def test_samplers_with_other_options_are_told_apart(tmp_path):
+    for size in (320, 640):
+        write_run(tmp_path, "loss", 0, line(0.01), options={"pool_size": size, "signal": "loss"})
+    assert load_runs(tmp_path).runs["sampler"].tolist() == ["loss pool_size=320", "loss pool_size=640"]
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no runs"):
+        load_runs(tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        load_runs(tmp_path / "nowhere")
+    write_run(tmp_path / "a", "uniform", 0, line(0.01))
+    write_run(tmp_path / "b", "uniform", 0, line(0.01), batch_size=64)
+    with pytest.raises(UserError, match="same data set, model, sampler and seed"):
+        load_runs(tmp_path)
+
+
+def test_a_record_without_a_start_is_mentioned(twice):
+    (twice / "torn").mkdir()
+    (twice / "torn" / "record.jsonl").write_text('{"kind": "sta')
+    assert load_runs(twice).notices == ("torn has no start line and is left out.",)
+
+
+def test_differing_settings_are_pointed_out(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01))
+    assert disagreements(load_runs(tmp_path).runs) == []
+    budget = {"name": "smoke", "unit": "epochs", "limit": 2.0}
+    write_run(tmp_path, "loss", 0, line(0.01), batch_size=64, budget=budget)
+    found = " ".join(disagreements(load_runs(tmp_path).runs))
+    assert "one batch size: 128; 64." in found and "The budget counts epochs" in found
+
+
+def test_configuration_values_are_described():
+    assert describe(config("uniform", 0)["optimizer"]) == "sgd_momentum (lr=0.02, momentum=0.9)"
+    assert describe({"unit": "updates", "limit": 50000.0, "effective": True}) == "50,000 effective updates"
+
+
+def test_band_is_the_t_interval_where_all_seeds_are():
+    curves = [
+        pd.DataFrame({"train_seconds": [0.0, 10.0, 20.0], "test_error": [0.1, 0.1, 0.1]}),
+        pd.DataFrame({"train_seconds": [0.0, 10.0], "test_error": [0.3, 0.3]}),
+    ]
+    middle = band(curves, SECONDS, ERROR)
+    assert middle.x[0] == 0 and middle.x[-1] == 10
+    np.testing.assert_allclose(middle.mean, 20)
+    np.testing.assert_allclose(middle.high, 20 + 12.706 * 10, rtol=1e-3)  # deviation 10 sqrt 2, n = 2
+    assert (middle.low == 0).all()
+    assert np.isnan(band(curves[:1], SECONDS, ERROR).low).all()
+
+
+def test_styles_are_fixed_and_distinct():
+    assert len(set(STYLES.values())) == len(STYLES)
+    drawn = styles(["loss pool_size=640", "uniform", "loss pool_size=320"])
+    assert drawn["uniform"] == STYLES["uniform"]
+    assert len(set(drawn.values())) == 3
+
+
+def test_numbers_are_rounded_by_their_uncertainty():
+    assert plus_minus(4.1049, 0.3162) == "4.10 ± 0.32"
+    assert plus_minus(-1234.5, 56.0) == "−1,234 ± 56"
+    assert plus_minus(0.01234, math.nan) == "0.0123"
+    assert number(math.inf) == "∞" and number(math.nan) == "–" and number(0.0) == "0.00"
+
+
+class Loads(HTMLParser):
+    """Collect what a page would fetch, and the sections it shows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "srcset") and value != "data:,"]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_complete_and_needs_no_network(twice, capsys):
+    write_run(twice, "rais", 0, line(0.01, final=3), status="diverged", reason="loss <nan> at update 30")
+    write_run(twice, "impon", 0, [], status="skipped", reason="needs per-example norms")
+    assert main([str(twice), "--title", "Fast & fair"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    page = twice / "report" / "report.html"
+    assert lines[-1] == f"report: {page}"
+    html = page.read_text()
+    parsed = Loads(html)
+    assert parsed.fetched == []
+    assert "@import" not in html.split("</style>")[0]
+    assert html.count("<script>/**") == 1  # the plotting library, once
+    shown = "".join(parsed.text)
+    for text in (
+        "Fast & fair",
+        "loss: faster",
+        "2.00× [2.00, 2.00]",
+        "loss <nan> at update 30",
+        "needs per-example norms",
+    ):
+        assert text in shown
+    for key in ("5,000 MNIST digits", "60 seconds", "cosine", "torch 2.15.0"):
+        assert key in shown
+
+
+def test_same_records_same_bytes(twice):
+    write_run(twice, "p_sgd", 0, line(0.01), dataset={"name": "synthetic"})
+    for out in ("one", "two"):
+        assert main([str(twice), "--out", str(twice / out), "--target", "0.75"]) == 0
+    for name in ("table.md", "table.csv", "rows.csv", "curves.png", "curves.svg", "report.html"):
+        assert (twice / "one" / name).read_bytes() == (twice / "two" / name).read_bytes(), name
+
+
+def test_mistakes_are_one_line_on_stderr(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path), "--target", "5"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 2 and captured.out == ""
+
+
+def test_the_report_does_not_need_torch():
+    code = "import sys, isbench.report.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
