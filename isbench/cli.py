@@ -44,6 +44,7 @@ Examples:
   isbench dataset=cifar10 model=wrn_28_2 augmentation=flip_crop sampler=loss dataset.download=true
   isbench -m experiment=demo                 a grid; running it again continues it
 """
+_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 failures: list[str] = []  # of the runs of this process, in order
 
 
@@ -52,7 +53,6 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(config_folder()))
         return
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to the handlers below
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products; read when CUDA starts
     failures.clear()
@@ -63,33 +63,37 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("isbench: stopped at once; the same command continues from the last checkpoint")
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        if _wants_traceback:
             traceback.print_exc()
-        sys.exit(f"isbench: {explain(error)}")
+        if not failures:
+            failures.append(explain(error))
     if failures:
         sys.exit("\n".join(f"isbench: {failure}" for failure in failures))
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
 def application(cfg: DictConfig) -> None:
-    """Train one composed configuration. In a grid, what goes wrong with one run is kept for the end."""
-    if HydraConfig.get().mode == RunMode.RUN:
-        outcome = _train(cfg)
-        if outcome.status == "finished":
-            print(f"record: {outcome.folder / 'record.jsonl'}")
-        else:
-            failures.append(f"{outcome.folder}: {outcome.status}: {outcome.reason}")
-        return
-    overrides = " ".join(HydraConfig.get().overrides.task)
+    """Train one composed configuration. What goes wrong is kept for `main`; in a grid it is also said and raised."""
+    is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        outcome = _train(cfg, skip_incompatible=True)
+        outcome = _train(cfg, skip_incompatible=is_grid)
+    except Exception as error:
+        if _wants_traceback or not isinstance(error, (UserError, OmegaConfBaseException)):
+            traceback.print_exc()
+        failure = explain(error)
+    else:
         if outcome.status == "diverged":
-            failures.append(f"{outcome.folder}: diverged: {outcome.reason}")
-    except (UserError, OmegaConfBaseException) as error:
-        failures.append(f"{overrides}: {explain(error)}")
-    except Exception as error:  # a defect in one run must not take the grid with it
-        traceback.print_exc()
-        failures.append(f"{overrides}: {type(error).__name__}: {explain(error)}")
+            failure = f"{outcome.folder}: diverged: {outcome.reason}"
+        else:
+            if not is_grid:
+                print(f"record: {outcome.folder / 'record.jsonl'}")
+            return
+    if is_grid:
+        failure = f"{' '.join(HydraConfig.get().overrides.task)}: {failure}"
+        log.error("%s", failure)
+    failures.append(failure)
+    if is_grid:
+        raise UserError(failure)  # reaches the process that started the grid, and its exit code
 
 
 def _train(cfg: DictConfig, skip_incompatible: bool = False) -> "Outcome":
@@ -117,9 +121,7 @@ def help_text(folder: Path) -> str:
     ]
     for group in GROUPS:
         lines += ["", f"{group}:"]
-        for path in sorted((folder / group).rglob("*.yaml")):
-            choice = path.relative_to(folder / group).with_suffix("").as_posix()
-            lines.append(f"  {choice:<24}{summary(path)}")
+        lines += [f"  {choice:<28} {summary(path)}" for choice, path in choices(folder, group).items()]
     lines += [
         "",
         "Keys: seed, batch_size, label_smoothing, clip_norm, slots, device (auto, cpu, cuda), data_dir, runs_dir, group,",
@@ -129,6 +131,12 @@ def help_text(folder: Path) -> str:
         EXAMPLES,
     ]
     return "\n".join(lines)
+
+
+def choices(folder: Path, group: str) -> dict[str, Path]:
+    """Return the choices of a group and their files, in alphabetical order."""
+    paths = sorted((folder / group).rglob("*.yaml"))
+    return {path.relative_to(folder / group).with_suffix("").as_posix(): path for path in paths}
 
 
 def summary(path: Path) -> str:
@@ -147,9 +155,7 @@ def explain(error: BaseException) -> str:
     choice = re.search(r"Could not find '(.+?)/(.+?)'", text) or re.search(r"Could not load '(.+?)/(.+?)'", text)
     if choice:
         group, word = choice.groups()
-        choices = [p.relative_to(config_folder() / group).with_suffix("").as_posix()
-                   for p in (config_folder() / group).rglob("*.yaml")]
-        return f"{group}={word}: no such choice; {nearest(word, choices)}"
+        return f"{group}={word}: no such choice; {nearest(word, choices(config_folder(), group))}"
     key = re.search(r"Could not override '(.+?)'", text) or re.search(r"Key '(.+?)' is not in struct", text)
     if key:
         return f"unknown key {key[1]}: {nearest(key[1], known_keys())}"

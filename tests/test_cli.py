@@ -71,7 +71,7 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["sampler=[loss"], "[loss"),
     ],
 )
-def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch, tmp_path) -> None:
+def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch, tmp_path, capsys) -> None:
     if arguments == ["device=cuda"]:
         import torch
 
@@ -81,6 +81,7 @@ def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch
     said = call(monkeypatch, "logging=off", *arguments)
     assert said is not None and complaint in said, said
     assert said.startswith("isbench: ") and "\n" not in said
+    assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
 

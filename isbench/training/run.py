@@ -2,7 +2,6 @@
 
 import fcntl
 import gc
-import os
 import signal
 import threading
 import time
@@ -30,6 +29,7 @@ from isbench.training.loop import train
 
 log = getLogger("isbench")
 EVALUATION_CHUNK = 1000
+DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share of them in a parallel grid
 TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
 
 
@@ -79,7 +79,7 @@ def apply_numerics(numerics: Numerics) -> None:
     torch.use_deterministic_algorithms(numerics.deterministic)
     torch.backends.cudnn.benchmark = not numerics.deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
-    torch.set_num_threads(numerics.threads or os.cpu_count() or 1)
+    torch.set_num_threads(numerics.threads or DEFAULT_THREADS)
 
 
 @contextmanager

@@ -108,6 +108,19 @@ class Workspace:
             scores.append(self.score(self._look_at(indices), signal))
         return torch.cat(scores)
 
+    def mean_gradient(self) -> list[Tensor]:
+        """Return the gradient of the training set's mean loss for each trainable parameter; examples as above."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradient = [torch.zeros_like(p) for p in parameters]
+        self.model.eval()
+        for indices in torch.arange(self.num_examples, device=self.device).split(self.score_chunk):
+            batch = self._look_at(indices)
+            loss = self.criterion(self.model(batch.inputs), batch.targets).sum() / self.num_examples
+            torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
+        self.model.train()
+        self.progress.examples_scored += self.num_examples
+        return gradient
+
     def state_dict(self) -> dict[str, Tensor | int | None]:
         return {"order": self._order, "cursor": self._cursor}
 
