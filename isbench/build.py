@@ -92,7 +92,7 @@ class Parts:
             getattr(self, name).load_state_dict(state[name])
         self.clock.elapsed = self.progress.seconds
 
-    def warm_up(self, updates: int = 3) -> None:
+    def warm_up(self, updates: int = 2) -> None:
         """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
         before = copy.deepcopy(self.state_dict())
         for _ in range(updates):

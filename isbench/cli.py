@@ -124,8 +124,8 @@ def help_text(folder: Path) -> str:
         lines += [f"  {choice:<28} {summary(path)}" for choice, path in choices(folder, group).items()]
     lines += [
         "",
-        "Keys: seed, batch_size, label_smoothing, clip_norm, slots, device (auto, cpu, cuda), data_dir, runs_dir, group,",
-        "budget.unit (updates, epochs, examples, seconds), budget.limit, evaluation.points, optimizer.lr,",
+        "Keys: seed, batch_size, label_smoothing, clip_norm, slots, device (auto, cpu, cuda), data_dir, runs_dir,",
+        "group, budget.unit (updates, epochs, examples, seconds), budget.limit, evaluation.points, optimizer.lr,",
         "sampler.pool_size, and whatever else --cfg job shows.",
         "",
         EXAMPLES,

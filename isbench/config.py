@@ -150,44 +150,42 @@ def validate(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    for key in plain:  # Hydra lets +key=value pass
+    for key in map(str, plain):  # Hydra lets +key=value pass
         if key not in RunConfig.__dataclass_fields__:
             raise ConfigError(f"unknown key {key}: {nearest(key, RunConfig.__dataclass_fields__)}")
     run: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))  # type: ignore[assignment]
-    _require(run.seed >= 0, "seed", run.seed, "must not be negative")
-    _require(run.batch_size >= 1, "batch_size", run.batch_size, "must be at least 1")
-    _require(0 <= run.label_smoothing < 1, "label_smoothing", run.label_smoothing, "must be at least 0 and less than 1")
-    _require(run.clip_norm is None or run.clip_norm > 0, "clip_norm", run.clip_norm, "must be above 0, or null")
-    _require(run.slots is None or run.slots >= 1, "slots", run.slots, "must be at least 1, or null")
-    _require(
-        run.budget.unit in BUDGET_UNITS, "budget.unit", run.budget.unit, nearest(run.budget.unit, BUDGET_UNITS)
-    )
-    _require(0 < run.budget.limit < math.inf, "budget.limit", run.budget.limit, "must be above 0")
-    _require(
-        not (run.budget.effective and run.budget.unit == "seconds"),
-        "budget.effective",
-        True,
-        "seconds are the same for every method; count updates, epochs or examples instead",
-    )
-    _require(run.evaluation.points >= 1, "evaluation.points", run.evaluation.points, "must be at least 1")
-    _require(
-        run.evaluation.train_examples >= 1,
-        "evaluation.train_examples",
-        run.evaluation.train_examples,
-        "must be at least 1",
-    )
-    _require(run.checkpoint.seconds >= 0, "checkpoint.seconds", run.checkpoint.seconds, "must not be negative")
-    _require(
-        run.numerics.threads is None or run.numerics.threads >= 1,
-        "numerics.threads",
-        run.numerics.threads,
-        "must be at least 1, or null",
-    )
-    modes = ("offline", "online", "off")
-    _require(run.logging.mode in modes, "logging.mode", run.logging.mode, nearest(run.logging.mode, modes))
-    _require(run.logging.timeout_seconds > 0, "logging.timeout_seconds", run.logging.timeout_seconds, "must be above 0")
-    devices = ("auto", "cpu", "cuda")
-    _require(run.device in devices, "device", run.device, nearest(run.device, devices))
+    modes, devices = ("offline", "online", "off"), ("auto", "cpu", "cuda")
+    budget, evaluation = run.budget, run.evaluation
+    checks = [
+        ("seed", run.seed, run.seed >= 0, "must not be negative"),
+        ("batch_size", run.batch_size, run.batch_size >= 1, "must be at least 1"),
+        ("label_smoothing", run.label_smoothing, 0 <= run.label_smoothing < 1, "must be at least 0 and less than 1"),
+        ("clip_norm", run.clip_norm, run.clip_norm is None or run.clip_norm > 0, "must be above 0, or null"),
+        ("slots", run.slots, run.slots is None or run.slots >= 1, "must be at least 1, or null"),
+        ("budget.unit", budget.unit, budget.unit in BUDGET_UNITS, nearest(budget.unit, BUDGET_UNITS)),
+        ("budget.limit", budget.limit, 0 < budget.limit < math.inf, "must be above 0 and finite"),
+        (
+            "budget.effective",
+            budget.effective,
+            not (budget.effective and budget.unit == "seconds"),
+            "seconds are the same for every method; count updates, epochs or examples instead",
+        ),
+        ("evaluation.points", evaluation.points, evaluation.points >= 1, "must be at least 1"),
+        ("evaluation.train_examples", evaluation.train_examples, evaluation.train_examples >= 1, "must be at least 1"),
+        ("checkpoint.seconds", run.checkpoint.seconds, run.checkpoint.seconds >= 0, "must not be negative"),
+        (
+            "numerics.threads",
+            run.numerics.threads,
+            run.numerics.threads is None or run.numerics.threads >= 1,
+            "must be at least 1, or null",
+        ),
+        ("logging.mode", run.logging.mode, run.logging.mode in modes, nearest(run.logging.mode, modes)),
+        ("logging.timeout_seconds", run.logging.timeout_seconds, run.logging.timeout_seconds > 0, "must be above 0"),
+        ("device", run.device, run.device in devices, nearest(run.device, devices)),
+    ]
+    for key, value, is_right, reason in checks:
+        if not is_right:
+            raise ConfigError(f"{key}={value}: {reason}")
     return run
 
 
@@ -236,8 +234,3 @@ def run_folder(run: RunConfig) -> Path:
     """Return the folder of a run: a function of its configuration, so that the same command finds it again."""
     name = f"{run.sampler['name']}-s{run.seed}-{run_id(run)}"
     return Path(run.runs_dir, run.group or "", f"{run.dataset['name']}-{run.model['name']}", name)
-
-
-def _require(condition: bool, key: str, value: Any, reason: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}={value}: {reason}")

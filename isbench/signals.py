@@ -61,16 +61,22 @@ def true_class_probability(forward: Forward, targets: Tensor, criterion: CrossEn
     return forward.logits.softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
 
 
-PER_EXAMPLE: dict[str, Signal] = {
-    signal.__name__: signal for signal in (loss, logit_gradient_norm, last_layer_gradient_norm, true_class_probability)
-}
+def features(forward: Forward, targets: Tensor, criterion: CrossEntropy, losses: Tensor) -> Tensor:
+    """Return the input of the last linear layer, (n, D): the one signal that is no score."""
+    return forward.features.float()
+
+
+_SCALARS = (loss, logit_gradient_norm, last_layer_gradient_norm, true_class_probability)
+PER_EXAMPLE: dict[str, Signal] = {signal.__name__: signal for signal in (*_SCALARS, features)}
 PER_STEP = ("gradient_norm", "weight_norm")
 FULL_GRADIENT = "per_example_gradient_norm"
-SCORES = (*PER_EXAMPLE, FULL_GRADIENT)
+SCORES = (*(signal.__name__ for signal in _SCALARS), FULL_GRADIENT)
 
 
-def per_example(names: tuple[str, ...], forward: Forward, targets: Tensor, criterion: CrossEntropy) -> dict[str, Tensor]:
-    """Return the named per-example signals, (n,) each in float32, without a graph."""
+def per_example(
+    names: tuple[str, ...], forward: Forward, targets: Tensor, criterion: CrossEntropy
+) -> dict[str, Tensor]:
+    """Return the named per-example signals, (n,) each (features: (n, D)) in float32, without a graph."""
     detached = Forward(forward.logits.detach().float(), forward.features.detach())
     losses = criterion(detached.logits, targets)
     return {name: PER_EXAMPLE[name](detached, targets, criterion, losses) for name in names}
@@ -81,8 +87,17 @@ def per_example_gradient_norm(
 ) -> Tensor:
     """Return the norm of each example's gradient over all trainable parameters, (n,).
 
-    Examples are taken in chunks so that at most `max_elements` gradient entries exist at once.
+    Examples are taken in chunks so that at most `max_elements` gradient entries exist at once; with recurrent layers,
+    one by one.
     """
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        # vmap falls back to a loop of its own for these, 50 times slower than this one. cuDNN's refuse a backward pass in
+        # evaluation mode.
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        with torch.backends.cudnn.flags(enabled=False):
+            losses = (criterion(model(inputs[i : i + 1]), targets[i : i + 1])[0] for i in range(len(inputs)))
+            norms = [torch._foreach_norm(torch.autograd.grad(loss, trainable)) for loss in losses]
+        return torch.linalg.vector_norm(torch.stack([torch.stack(parts) for parts in norms]), dim=1)
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     constants = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     constants.update(model.named_buffers())

@@ -1,6 +1,7 @@
 """The values that pass between data, samplers and the training loop.
 
-Symbols used in shape comments throughout: N training examples, b batch, B pool, C classes, D features, V view parameters.
+Symbols in shape comments, here and everywhere: N training examples, b batch, B pool, C classes, D features, V view
+parameters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,7 @@ class Batch:
 
     def take(self, positions: Tensor) -> "Batch":
         """Return the examples at `positions` (k,), repeats allowed."""
-        return Batch(
-            self.indices[positions], self.inputs[positions], self.targets[positions], self.views[positions]
-        )
+        return Batch(self.indices[positions], self.inputs[positions], self.targets[positions], self.views[positions])
 
     @staticmethod
     def cat(batches: Sequence["Batch"]) -> "Batch":

@@ -113,7 +113,7 @@ def test_one_run_then_again(monkeypatch, tmp_path, capsys) -> None:
 
 
 def test_a_grid_accounts_for_every_run(monkeypatch, tmp_path) -> None:
-    """One run trains, one cannot (recorded as skipped), one is wrongly sized (a failure at the end); the grid goes on."""
+    """Runs that train, that cannot (skipped), and that are wrongly sized (failures at the end): the grid goes on."""
     from isbench.recording.record import last_status, read_rows
 
     overrides = [o for o in TINY if not o.startswith("model")]
@@ -161,7 +161,8 @@ def test_a_wheel_works_from_any_folder(tmp_path) -> None:
     site = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import isbench; assert isbench.__file__.startswith({str(site)!r});"
+        f"import sys; sys.path.insert(0, {str(site)!r});"
+        f"import isbench; assert isbench.__file__.startswith({str(site)!r});"
         f"sys.argv[1:] = {TINY!r}; from isbench.cli import main; main()"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

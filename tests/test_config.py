@@ -1,4 +1,4 @@
-"""The configuration: every choice composes and fits its constructor, combinations build or say why not, identity holds."""
+"""The configuration: choices compose and fit their constructors, combinations build or say why not, identity holds."""
 
 import inspect
 import itertools
@@ -19,7 +19,17 @@ from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
 
 CHOICES = {
     group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-    for group in ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "budget", "numerics", "logging")
+    for group in (
+        "dataset",
+        "model",
+        "sampler",
+        "optimizer",
+        "schedule",
+        "augmentation",
+        "budget",
+        "numerics",
+        "logging",
+    )
 }
 EXPERIMENTS = sorted(
     path.relative_to(config_folder() / "experiment").with_suffix("").as_posix()
@@ -72,7 +82,9 @@ def test_every_combination_composes(combination: tuple[str, str]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_model_takes_a_shape_or_says_why_not(shape: str, model: str) -> None:
     """What a model accepts depends on the data set's shape alone, so four shapes stand for the ten data sets."""
-    config = compose_config("dataset=synthetic", f"dataset.shape={SHAPES[shape]}", "dataset.num_examples=20", f"model={model}")
+    config = compose_config(
+        "dataset=synthetic", f"dataset.shape={SHAPES[shape]}", "dataset.num_examples=20", f"model={model}"
+    )
     source = load_source(config.dataset, config.data_dir)
     dataset = ResidentDataset(source, Augmentation(), torch.device("cpu"))
     try:
@@ -106,7 +118,13 @@ def test_gradients_reach_every_model_through_every_sampler(sampler: str) -> None
 def test_the_same_choice_is_the_same_run() -> None:
     base = compose_config(*TINY)
     assert run_id(base) == run_id(compose_config(*TINY))
-    for override in ("logging=offline", "runs_dir=elsewhere", "data_dir=elsewhere", "group=mine", "checkpoint.seconds=1"):
+    for override in (
+        "logging=offline",
+        "runs_dir=elsewhere",
+        "data_dir=elsewhere",
+        "group=mine",
+        "checkpoint.seconds=1",
+    ):
         assert run_id(base) == run_id(compose_config(*TINY, override)), override
     others = (
         "seed=1",
@@ -180,7 +198,9 @@ def test_impossible_choices_are_refused_while_building(overrides: list[str], com
 
 def test_choices_that_do_not_go_together_say_why() -> None:
     with pytest.raises(Incompatible) as error:
-        build(compose_config("dataset=synthetic", "model=lenet", "dataset.shape=[20,1]"), torch.device("cpu"), TickClock())
+        build(
+            compose_config("dataset=synthetic", "model=lenet", "dataset.shape=[20,1]"), torch.device("cpu"), TickClock()
+        )
     assert "\n" not in str(error.value)
 
 

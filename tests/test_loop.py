@@ -9,7 +9,7 @@ import torch
 from isbench.errors import ConfigError
 from isbench.training import loop, schedule
 from isbench.training.budget import UNITS, Boundaries, Budget
-from isbench.training.clock import TickClock, WallClock
+from isbench.training.clock import WallClock
 from isbench.types import Progress
 from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_parts
 

@@ -80,7 +80,9 @@ def test_a_record_has_the_documented_rows(undisturbed: Path) -> None:
     assert evaluations[-1]["test_error"] < 0.15
     start_row = rows[0]
     assert start_row["config"]["sampler"]["name"] == "upper_bound" and start_row["data"]["num_examples"] == 4000
-    rates = {u: r for row in rows if row["kind"] == "rate" for u, r in zip(row["updates"], row["learning_rate"], strict=True)}
+    rates = {
+        u: r for row in rows if row["kind"] == "rate" for u, r in zip(row["updates"], row["learning_rate"], strict=True)
+    }
     assert sorted(rates) == list(range(1, 401)) and rates[1] == 0.02
 
 
@@ -146,7 +148,14 @@ def test_real_data_trains(dataset: str, model: str, data_dir: Path, tmp_path: Pa
     folder = "MNIST" if "mnist" in dataset else f"cifar-{dataset.removeprefix('cifar')}"
     if not any(path.name.startswith(folder) for path in data_dir.iterdir()):
         pytest.skip(f"ISBENCH_DATA has no {folder}")
-    overrides = [f"dataset={dataset}", f"model={model}", "augmentation=none", "optimizer=adam", "budget.limit=30", "evaluation.points=1"]
+    overrides = [
+        f"dataset={dataset}",
+        f"model={model}",
+        "augmentation=none",
+        "optimizer=adam",
+        "budget.limit=30",
+        "evaluation.points=1",
+    ]
     rows = effective_rows(read_rows(finish(tmp_path, *overrides)))
     assert rows[-1]["updates"] == 30 and rows[-1]["train_loss"] < rows[0]["train_loss"]
 

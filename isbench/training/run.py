@@ -141,9 +141,7 @@ class Attempt:
         self.id = run_id(config)
         self.data_checksum = parts.source.checksum()
         self.saved_at = time.monotonic()
-        subset = torch.randperm(
-            parts.dataset.num_examples, generator=torch.Generator().manual_seed(TRAIN_SUBSET_SEED)
-        )
+        subset = torch.randperm(parts.dataset.num_examples, generator=torch.Generator().manual_seed(TRAIN_SUBSET_SEED))
         self.train_subset = subset[: config.evaluation.train_examples].to(parts.workspace.device)
 
     def run(self) -> Outcome:

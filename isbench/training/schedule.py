@@ -39,5 +39,8 @@ def exponential(factor: float, drops: int) -> Schedule:
 
 
 def inverse_square_root(span: float) -> Schedule:
-    """Return 1 / sqrt(1 + span * fraction): eta / sqrt(a + t) over T updates is span = T / a and base rate eta / sqrt(a)."""
+    """Return 1 / sqrt(1 + span * fraction).
+
+    The rate eta / sqrt(a + t) over T updates is span = T / a with base rate eta / sqrt(a).
+    """
     return lambda fraction: 1 / math.sqrt(1 + span * fraction)

@@ -92,10 +92,10 @@ class TrainStep:
 
     def _gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient before clipping, the weight decay's part included."""
-        parts = []
+        parts: list[Tensor] = []
         for group in self.optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
+            gradients = tuple(p.grad for p in parameters)
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
             parts.extend(torch._foreach_norm(gradients))

@@ -26,9 +26,7 @@ class Streams:
 
     def __init__(self, seed: int, device: torch.device):
         self.device = device
-        self.generators = {
-            name: torch.Generator(device).manual_seed(derive_seed(seed, name)) for name in NAMES
-        }
+        self.generators = {name: torch.Generator(device).manual_seed(derive_seed(seed, name)) for name in NAMES}
         self.order, self.augmentation, self.sampler = (self.generators[name] for name in NAMES)
         torch.manual_seed(derive_seed(seed, "dropout"))
 
