@@ -1,0 +1,85 @@
+"""RHO-LOSS: of a pool, train on the examples whose loss is highest above what a held-out model reaches on them.
+
+Mindermann et al. (2022), "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
+Algorithm 1. The irreducible losses come from a table that `python -m isbench.studies.irreducible_loss` writes from two
+models, each trained on one half of the training set and scored on the other (the paper's variant without holdout data),
+so that this method trains on the same N examples as all others. The table is made once and outside the clock, as in the
+paper; whoever compares seconds should add its own.
+"""
+
+import pickle
+
+import torch
+from torch import Tensor
+
+from isbench.errors import ConfigError
+from isbench.samplers.base import Sampler
+from isbench.types import Draw, Progress
+
+
+class RhoLoss(Sampler):
+    """Train on the b examples of a pool with the highest reducible loss: loss minus irreducible loss.
+
+    Pools come from shuffled passes and are scored in evaluation mode, on the views that are trained on; irreducible
+    losses are of the un-augmented image. Without a table the irreducible loss is 0: this is then not RHO-LOSS but the
+    paper's "train loss" baseline, the b highest losses of a pool.
+
+    Args:
+        table: file with a tensor (N,) of irreducible losses; null is zero.
+        pool_size: n_B; null is 10 b, the paper's share of 0.1.
+
+    Estimator: biased (towards high reducible loss)
+    Memory: 4 bytes per example
+    Cost: a forward pass of the pool per update
+    Host reads: 0 per update
+    """
+
+    irreducible: Tensor  # (N,)
+
+    def __init__(self, table: str | None = None, pool_size: int | None = None):
+        super().__init__()
+        self.table = table
+        self.pool_size = pool_size
+
+    def allocate(self, workspace) -> None:
+        n, b = workspace.num_examples, workspace.batch_size
+        self._size = 10 * b if self.pool_size is None else self.pool_size
+        if self._size < b:
+            raise ConfigError(
+                f"sampler.pool_size={self._size} is smaller than batch_size={b}: the batch is taken from the pool"
+            )
+        if self._size > n:
+            raise ConfigError(f"sampler.pool_size={self._size} is larger than the training set ({n} examples)")
+        self.register_buffer("irreducible", torch.zeros(n) if self.table is None else read_table(self.table, n))
+
+    def draw(self, progress: Progress) -> Draw:
+        workspace = self.workspace
+        b = workspace.batch_size
+        pool = workspace.fetch(workspace.candidates(self._size))
+        reducible = workspace.score(pool, "loss") - self.irreducible[pool.indices]
+        return Draw(pool.take(reducible.topk(b).indices), torch.ones(b, device=workspace.device))
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"irreducible_loss": float(self.irreducible.mean())}
+
+
+def read_table(path: str, num_examples: int) -> Tensor:
+    """Return the irreducible losses (N,) saved in a file.
+
+    Raises:
+        ConfigError: a file that cannot be read, or that is not of N finite numbers.
+    """
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"sampler.table={path}: no such file; make it with python -m isbench.studies.irreducible_loss"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        raise ConfigError(f"sampler.table={path}: not a file that torch.load can read") from None
+    if not isinstance(table, Tensor) or table.shape != (num_examples,):
+        kind = f"a tensor of shape {tuple(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
+        raise ConfigError(f"sampler.table={path}: holds {kind}; the training set needs shape ({num_examples},)")
+    if not table.isfinite().all():
+        raise ConfigError(f"sampler.table={path}: holds values that are not finite")
+    return table.float()

@@ -1,0 +1,143 @@
+"""Selective backprop: look at candidates, keep the surprising ones, train when a batch of them has gathered.
+
+Jiang et al. (2019), "Accelerating Deep Learning by Focusing on the Biggest Losers": a candidate is selected with
+probability CDF(loss) ** beta, with the CDF of the last R losses looked at. Deviations: candidates are scored in
+evaluation mode; the queue of selected examples is carried over the end of an epoch rather than trained on as a smaller
+batch; the first, unselective pass is not scored, which changes nothing but its cost.
+"""
+
+import torch
+from torch import Tensor
+
+from isbench.errors import ConfigError
+from isbench.samplers.base import Sampler, last_of_repeats
+from isbench.types import Batch, Draw, Progress
+
+
+def percentile(history: Tensor, losses: Tensor) -> Tensor:
+    """Return the share of `history` (r,) strictly below each of `losses` (k,), in [0, 1)."""
+    return torch.searchsorted(history.sort().values, losses) / len(history)
+
+
+class SelectiveBackprop(Sampler):
+    """Select each candidate with probability percentile(loss) ** beta; train on full batches of what was selected.
+
+    Candidates come from shuffled passes. Their own losses enter the history before their percentiles are read. The view
+    that was scored is the view that is trained on. For losses that do not change, 1 / (beta + 1) of the candidates are
+    selected. A loss that is NaN is always selected; and a draw that has looked at N candidates without filling its
+    batch (all losses equal: nothing lies strictly below) selects every further one. So nothing can hang the run.
+
+    Args:
+        beta: selectivity; 0 selects everything.
+        history_size: R.
+        pool_size: candidates looked at together; null is the batch size.
+        priming_passes: passes over the data at the start in which everything is selected.
+        staleness: an example is scored in one pass out of this many, and its last loss used in the others (the paper's
+            Stale-SB); 1 scores always.
+
+    Estimator: biased (towards examples with a high loss)
+    Memory: 4 bytes per example if staleness > 1, else none; up to b + pool_size queued inputs
+    Cost: about beta + 1 forward passes per trained example (divided by staleness); a sort of R losses per pool
+    Host reads: 1 per pool (how many were selected)
+    """
+
+    history: Tensor  # (R,) a ring
+    cached: Tensor  # (N,)
+
+    def __init__(
+        self,
+        beta: float = 3.0,
+        history_size: int = 1024,
+        pool_size: int | None = None,
+        priming_passes: int = 1,
+        staleness: int = 1,
+    ):
+        super().__init__()
+        if not beta >= 0:
+            raise ConfigError(f"sampler.beta={beta}: must be at least 0")
+        if priming_passes < 0:
+            raise ConfigError(f"sampler.priming_passes={priming_passes}: must be at least 0")
+        for key, value in {"history_size": history_size, "pool_size": pool_size, "staleness": staleness}.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"sampler.{key}={value}: must be at least 1")
+        self.beta = beta
+        self.history_size = history_size
+        self.pool_size = pool_size
+        self.priming_passes = priming_passes
+        self.staleness = staleness
+
+    def allocate(self, workspace) -> None:
+        self._size = self.pool_size or workspace.batch_size
+        if self._size > workspace.num_examples:
+            raise ConfigError(
+                f"sampler.pool_size={self._size} is larger than the training set ({workspace.num_examples} examples)"
+            )
+        self.register_buffer("history", torch.zeros(self.history_size))
+        if self.staleness > 1:
+            self.register_buffer("cached", torch.zeros(workspace.num_examples))
+        self._queue: Batch | None = None
+        self._candidates = 0  # looked at so far
+        self._selected = 0
+        self._recorded = 0  # losses written to the ring so far
+
+    def draw(self, progress: Progress) -> Draw:
+        workspace = self.workspace
+        b, looked = workspace.batch_size, 0
+        queue = self._queue
+        while queue is None or len(queue) < b:
+            selected = self._select(everything=looked >= workspace.num_examples)
+            queue = selected if queue is None else Batch.cat([queue, selected])
+            looked += self._size
+        positions = torch.arange(len(queue), device=workspace.device)
+        self._queue = queue.take(positions[b:])
+        return Draw(queue.take(positions[:b]), torch.ones(b, device=workspace.device))
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"selected_share": self._selected / max(1, self._candidates)}
+
+    def get_extra_state(self) -> dict:
+        return {
+            "queue": None if self._queue is None else dict(vars(self._queue)),
+            "counts": [self._candidates, self._selected, self._recorded],
+        }
+
+    def set_extra_state(self, state: dict) -> None:
+        queue, device = state["queue"], self.workspace.device
+        self._queue = None if queue is None else Batch(**{name: tensor.to(device) for name, tensor in queue.items()})
+        self._candidates, self._selected, self._recorded = state["counts"]
+
+    def _select(self, everything: bool) -> Batch:
+        """Look at one pool of candidates and return those selected."""
+        workspace, n = self.workspace, self.workspace.num_examples
+        start, self._candidates = self._candidates, self._candidates + self._size
+        to_prime = self.priming_passes * n - start
+        indices = workspace.candidates(self._size)
+        if to_prime >= self._size:
+            self._selected += self._size
+            return workspace.fetch(indices)
+        passes = range(start // n, (self._candidates - 1) // n + 1)
+        pool = None
+        if any((number - self.priming_passes) % self.staleness == 0 for number in passes):
+            pool = workspace.fetch(indices)
+            losses = workspace.score(pool, "loss")
+            if self.staleness > 1:
+                self.cached[indices] = last_of_repeats(indices, losses)
+        else:
+            losses = self.cached[indices]
+        chances = percentile(self._remember(losses), losses) ** self.beta
+        uniform = torch.rand(self._size, device=workspace.device, generator=workspace.generator)
+        is_selected = (uniform < chances) | losses.isnan()
+        is_selected[: max(0, to_prime)] = True
+        if everything:
+            is_selected[:] = True
+        positions = is_selected.nonzero().squeeze(1)
+        self._selected += len(positions)
+        return workspace.fetch(indices[positions]) if pool is None else pool.take(positions)
+
+    def _remember(self, losses: Tensor) -> Tensor:
+        """Write losses to the ring; return the part of it that is filled."""
+        recent = losses[-self.history_size :]
+        slots = torch.arange(self._recorded, self._recorded + len(recent), device=losses.device) % self.history_size
+        self.history[slots] = recent
+        self._recorded += len(recent)
+        return self.history[: self._recorded]

@@ -1,0 +1,106 @@
+"""The table that RHO-LOSS needs: on each training example, the loss of a model that has not trained on it.
+
+Mindermann et al. (2022), the variant without holdout data: the training set is split at random in two halves, a model
+is trained uniformly on each, and its losses on the other half are kept where their mean was lowest (the paper's choice
+of checkpoint). Settings are those of a recorded run:
+
+    python -m isbench sampler=uniform dataset=mnist5k model=lenet      # prints the path of its record
+    python -m isbench.studies.irreducible_loss RECORD table.pt
+    python -m isbench sampler=rho_loss sampler.table=table.pt dataset=mnist5k model=lenet
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from isbench.build import build, resolve_device
+from isbench.config import RunConfig
+from isbench.errors import Diverged, Incompatible, UserError
+from isbench.recording.record import read_rows
+from isbench.samplers.base import EpochSampler
+from isbench.training.budget import Boundaries
+from isbench.training.clock import Clock
+from isbench.training.loop import train
+from isbench.training.run import apply_numerics
+from isbench.training.streams import derive_seed
+from isbench.types import Progress
+
+UNIFORM = {"name": "uniform", "_target_": "isbench.samplers.uniform.Uniform"}
+
+
+class Subset(EpochSampler):
+    """Shuffled passes over some of the training set."""
+
+    def __init__(self, members: Tensor):
+        super().__init__()
+        self.members = members
+
+    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+        workspace = self.workspace
+        order = torch.randperm(len(self.members), device=workspace.device, generator=workspace.generator)
+        return self.members[order], torch.ones(len(order), device=workspace.device)
+
+
+def held_out_losses(config: RunConfig, members: Tensor, clock: Clock | None = None) -> Tensor:
+    """Train on `members` alone; return the losses (N,) at the boundary where their mean over the others was lowest.
+
+    Raises:
+        Diverged: training met a value that is not finite.
+    """
+    device = resolve_device(config.device)
+    parts = build(replace(config, sampler=UNIFORM), device, clock)
+    sampler = Subset(members.to(device))
+    sampler.bind(parts.workspace)
+    others = torch.ones(parts.dataset.num_examples, dtype=torch.bool, device=device)
+    others[sampler.members] = False
+    boundaries = Boundaries(parts.budget, config.evaluation.points, parts.progress)
+    best: list[Tensor] = []
+
+    def look(rate: float, gain: float) -> None:
+        boundaries.take_evaluation(parts.progress)
+        parts.step.report(parts.progress.updates)
+        losses = parts.workspace.score_dataset("loss")
+        if not best or losses[others].mean() < best[0][others].mean():
+            best[:] = [losses]
+
+    train(sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, look)
+    return best[0].cpu()
+
+
+def irreducible_loss(config: RunConfig) -> Tensor:
+    """Return the irreducible loss of every training example, (N,) on the CPU."""
+    if config.slots is not None:
+        raise Incompatible(f"slots={config.slots}: the views of one image would fall into both halves; use slots=null")
+    num_examples = build(replace(config, sampler=UNIFORM), torch.device("cpu")).dataset.num_examples
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "halves"))
+    first, second = torch.randperm(num_examples, generator=generator).tensor_split(2)
+    table = torch.empty(num_examples)
+    for members, others in ((first, second), (second, first)):
+        table[others] = held_out_losses(config, members)[others]
+    return table
+
+
+def main(arguments: list[str]) -> None:
+    """Write the table for a recorded run."""
+    if len(arguments) != 2:
+        sys.exit("usage: python -m isbench.studies.irreducible_loss RECORD TABLE (a record.jsonl; a new file)")
+    record, path = Path(arguments[0]), Path(arguments[1])
+    starts = [row for row in read_rows(record) if row["kind"] == "start"]
+    if not starts:
+        sys.exit(f"isbench: {record}: no run is recorded there; name the record.jsonl in its folder")
+    config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"])
+    apply_numerics(config.numerics)
+    try:
+        table = irreducible_loss(config)
+        torch.save(table, path)
+    except (UserError, Diverged, OSError) as error:
+        sys.exit(f"isbench: {error}")
+    print(f"{path}: {len(table)} irreducible losses, mean {table.mean():.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
