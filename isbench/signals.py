@@ -91,8 +91,8 @@ def per_example_gradient_norm(
     one by one.
     """
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        # vmap falls back to a loop of its own for these, 50 times slower than this one. cuDNN's refuse a backward pass in
-        # evaluation mode.
+        # vmap falls back to a loop of its own for these, 50 times slower than this one. cuDNN's refuse a backward pass
+        # in evaluation mode.
         trainable = [p for p in model.parameters() if p.requires_grad]
         with torch.backends.cudnn.flags(enabled=False):
             losses = (criterion(model(inputs[i : i + 1]), targets[i : i + 1])[0] for i in range(len(inputs)))

@@ -32,7 +32,9 @@ def sampler_table() -> str:
 def filled(text: str) -> str:
     """Return README's text with every generated block renewed."""
     for name, table in (("demo", demo_table()), ("samplers", sampler_table())):
-        text = re.sub(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"(<!-- {name} -->).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text, flags=re.DOTALL
+        )
     return text
 
 

@@ -31,7 +31,7 @@ TINY = (
     "numerics.threads=1",
     "logging=off",
 )
-TINY_POOLS = {"pool_size": "32"}
+TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
 
 
 def tiny_overrides(sampler: str) -> list[str]:

@@ -132,4 +132,4 @@ def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
     uniform = torch.rand(k, dtype=torch.float64, device=scores.device, generator=generator)
     targets = (uniform * total).long().clamp_(max=total - 1)
     positions = torch.searchsorted(cumulative, targets, right=True).clamp_(max=n - 1)
-    return positions, counts[positions] / total + largest * 0
+    return positions, counts[positions].double() / total + largest * 0

@@ -1,12 +1,13 @@
-"""Presampling: score a pool with forward passes, draw the batch from it, reweight (document 001).
+"""Presampling: score a pool with forward passes, draw the batch from it, reweight.
 
 Katharopoulos and Fleuret (2018), "Not All Samples Are Created Equal: Deep Learning with Importance Sampling",
-Algorithm 1. While the gate is closed, batches are uniform (with replacement, as in the algorithm) and the scores that
-keep tau current come free from the training forward pass; while it is open, B examples are scored in evaluation mode,
-b of them are drawn with replacement with probability g_i proportional to the score, and weighted by 1 / (B g_i).
+Algorithm 1, and two variants from the authors' library (idiap/importance-sampling) that choose the two sizes by tau.
+While the gate is closed, batches are uniform (with replacement, as in the algorithm) and the scores that keep tau
+current come free from the training forward pass; while it is open, B examples are scored in evaluation mode, b of them
+are drawn with replacement with probability g_i proportional to the score, and weighted by 1 / (B g_i). Their mean over
+the batch is unbiased whatever the two sizes are, since these are fixed before the pool is scored.
 
-Unbiased with respect to the pool, hence to the data. State: one scalar. Cost: nothing while closed; one forward pass
-of B while open. One host read per update, the gate's decision.
+A forward pass is counted as one unit of work and a backward pass as two, as in the paper.
 """
 
 import torch
@@ -29,63 +30,46 @@ def variance_reduction(scores: Tensor) -> Tensor:
     return torch.where(mean == 0, 1.0, scores.square().mean().sqrt() / mean)
 
 
-class Presample(Sampler):
-    """Resample each batch from a scored pool once that reduces the variance enough to pay for the scoring.
+class GatedPresample(Sampler):
+    """Uniform batches while tau is at most `tau_threshold`, batches from a scored pool while it exceeds it.
 
-    Args:
-        signal: the score, one of `isbench.signals.SCORES`.
-        pool_size: B, examples scored per update while the gate is open.
-        tau_threshold: the gate opens while tau exceeds it; null is the break-even point (B + 3b) / (3b), counting a
-            backward pass as two forward passes.
-        tau_momentum: a_tau, the weight of the past in tau's moving average, which starts at 0.
+    A subclass sets `tau_threshold`, at the latest in `allocate`, and writes `sizes`.
     """
 
     tau: Tensor
+    tau_threshold: float
 
-    def __init__(
-        self,
-        signal: str,
-        pool_size: int = 640,
-        tau_threshold: float | None = None,
-        tau_momentum: float = 0.9,
-    ):
+    def __init__(self, signal: str, tau_momentum: float):
         super().__init__()
         if signal not in SCORES:
             raise ConfigError(f"sampler.signal={signal}: choose one of {', '.join(SCORES)}")
         if not 0 <= tau_momentum < 1:
             raise ConfigError(f"sampler.tau_momentum={tau_momentum}: must be at least 0 and less than 1")
         self.signal = signal
-        self.pool_size = pool_size
-        self.tau_threshold = tau_threshold
         self.tau_momentum = tau_momentum
         self.observes = (signal,) if signal in PER_EXAMPLE else ()
         self.is_open = False
 
+    def sizes(self, tau: float) -> tuple[int, int]:
+        """Return how many examples to score and how many of them to draw while the gate is open."""
+        raise NotImplementedError
+
     def allocate(self, workspace) -> None:
-        if self.pool_size < workspace.batch_size:
-            raise ConfigError(
-                f"sampler.pool_size={self.pool_size} is smaller than batch_size={workspace.batch_size}: "
-                "the batch is drawn from the pool"
-            )
-        if self.pool_size > workspace.num_examples:
-            raise ConfigError(
-                f"sampler.pool_size={self.pool_size} is larger than the training set ({workspace.num_examples} examples)"
-            )
-        if self.tau_threshold is None:
-            self.tau_threshold = (self.pool_size + 3 * workspace.batch_size) / (3 * workspace.batch_size)
         self.register_buffer("tau", torch.zeros((), dtype=torch.float64))
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
-        self.is_open = bool(self.tau > self.tau_threshold)
+        tau = float(self.tau)
+        self.is_open = tau > self.tau_threshold
         if not self.is_open:
             batch = workspace.fetch(workspace.uniform(workspace.batch_size))
             return Draw(batch, torch.ones(len(batch), device=workspace.device))
-        pool = workspace.fetch(workspace.uniform(self.pool_size))
+        num_scored, num_drawn = self.sizes(tau)
+        pool = workspace.fetch(workspace.uniform(num_scored))
         scores = workspace.score(pool, self.signal)
         self._update_tau(scores)
-        positions, probabilities = categorical(scores, workspace.batch_size, workspace.generator)
-        return Draw(pool.take(positions), (1 / (self.pool_size * probabilities)).float())
+        positions, probabilities = categorical(scores, num_drawn, workspace.generator)
+        return Draw(pool.take(positions), (1 / (num_scored * probabilities)).float())
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         if not self.is_open:
@@ -99,3 +83,122 @@ class Presample(Sampler):
 
     def _update_tau(self, scores: Tensor) -> None:
         self.tau.lerp_(variance_reduction(scores), 1 - self.tau_momentum)
+
+
+class Presample(GatedPresample):
+    """Resample each batch from a scored pool once that reduces the variance enough to pay for the scoring.
+
+    Katharopoulos and Fleuret (2018), Algorithm 1.
+
+    Args:
+        signal: the score, one of `isbench.signals.SCORES`.
+        pool_size: B, examples scored per update while the gate is open.
+        tau_threshold: the gate opens while tau exceeds it; null is the break-even point (B + 3b) / (3b).
+        tau_momentum: a_tau, the weight of the past in tau's moving average, which starts at 0.
+
+    Estimator: unbiased
+    Memory: 0 bytes per example
+    Cost: nothing while closed, one forward pass of B while open; exact gradient norms also b backward passes
+    Host reads: 1 per update, the gate's decision
+    """
+
+    def __init__(
+        self,
+        signal: str,
+        pool_size: int = 640,
+        tau_threshold: float | None = None,
+        tau_momentum: float = 0.9,
+    ):
+        super().__init__(signal, tau_momentum)
+        self.pool_size = pool_size
+        self.given_threshold = tau_threshold
+
+    def allocate(self, workspace) -> None:
+        super().allocate(workspace)
+        if self.pool_size < workspace.batch_size:
+            raise ConfigError(
+                f"sampler.pool_size={self.pool_size} is smaller than batch_size={workspace.batch_size}: "
+                "the batch is drawn from the pool"
+            )
+        if self.pool_size > workspace.num_examples:
+            raise ConfigError(
+                f"sampler.pool_size={self.pool_size} is larger than the training set "
+                f"({workspace.num_examples} examples)"
+            )
+        break_even = (self.pool_size + 3 * workspace.batch_size) / (3 * workspace.batch_size)
+        self.tau_threshold = break_even if self.given_threshold is None else self.given_threshold
+
+    def sizes(self, tau: float) -> tuple[int, int]:
+        return self.pool_size, self.workspace.batch_size
+
+
+class ConstantTime(GatedPresample):
+    """Spend the work of a uniform update, 3b, on scoring more examples and training on fewer.
+
+    The least that must be trained is max(0.2 b, b / tau); all the rest of the work could go into scoring. The pool
+    takes the middle between b and that much, and what then remains trains: at the default threshold, 1.25 b to 1.7 b
+    examples are scored and 0.58 b to 0.43 b trained. Sizes follow tau and so change from update to update, which on a
+    GPU costs a little time for new shapes; passes over the data count the examples trained.
+
+    From the authors' library; not in the paper.
+
+    Args:
+        signal: the score, one of `isbench.signals.SCORES`.
+        tau_threshold: the gate opens while tau exceeds it.
+        tau_momentum: the weight of the past in tau's moving average, which starts at 0.
+
+    Estimator: unbiased
+    Memory: 0 bytes per example
+    Cost: nothing while closed, that of a uniform update in all while open
+    Host reads: 1 per update, the gate's decision
+    """
+
+    LEAST_TRAINED = 0.2  # of b
+    SCORING_SHARE = 0.5  # of what could be scored beyond b
+
+    def __init__(self, signal: str, tau_threshold: float = 2.0, tau_momentum: float = 0.9):
+        super().__init__(signal, tau_momentum)
+        if tau_threshold < 1:
+            raise ConfigError(f"sampler.tau_threshold={tau_threshold}: must be at least 1, the least that tau can be")
+        self.tau_threshold = tau_threshold
+
+    def sizes(self, tau: float) -> tuple[int, int]:
+        batch_size = self.workspace.batch_size
+        work = 3 * batch_size
+        trained = max(self.LEAST_TRAINED * batch_size, batch_size / tau)
+        most_scored = work - 3 * trained
+        num_scored = int(batch_size + self.SCORING_SHARE * (most_scored - batch_size))
+        return max(1, num_scored), max(1, (work - num_scored) // 3)
+
+
+class ConstantVariance(GatedPresample):
+    """Train on fewer examples while the gradient's variance stays that of a uniform batch of b.
+
+    A uniform batch of b is scored and the fraction 1 / tau + `extra_fraction` of it drawn. Worth its scoring once that
+    fraction is below 2/3, which is the gate's threshold: tau above 1 / (2/3 - extra_fraction). The batch follows tau
+    and so changes from update to update, which on a GPU costs a little time for new shapes; passes over the data count
+    the examples trained.
+
+    From the authors' library; not in the paper.
+
+    Args:
+        signal: the score, one of `isbench.signals.SCORES`.
+        extra_fraction: kept beyond what tau allows, since tau is an estimate.
+        tau_momentum: the weight of the past in tau's moving average, which starts at 0.
+
+    Estimator: unbiased
+    Memory: 0 bytes per example
+    Cost: nothing while closed, one forward pass of b while open
+    Host reads: 1 per update, the gate's decision
+    """
+
+    def __init__(self, signal: str, extra_fraction: float = 0.2, tau_momentum: float = 0.9):
+        super().__init__(signal, tau_momentum)
+        if not 0 <= extra_fraction < 2 / 3:
+            raise ConfigError(f"sampler.extra_fraction={extra_fraction}: must be at least 0 and less than 2/3")
+        self.extra_fraction = extra_fraction
+        self.tau_threshold = 1 / (2 / 3 - extra_fraction)
+
+    def sizes(self, tau: float) -> tuple[int, int]:
+        batch_size = self.workspace.batch_size
+        return batch_size, max(1, int((1 / tau + self.extra_fraction) * batch_size))

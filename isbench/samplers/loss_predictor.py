@@ -1,0 +1,133 @@
+"""Importance sampling by a loss that a small recurrent network predicts from each example's past losses.
+
+Katharopoulos and Fleuret (2017), "Biased Importance Sampling for Deep Neural Network Training" (arXiv 1706.00043), with
+sizes and defaults of the authors' library (idiap/importance-sampling). Deviations: past losses are masked by how many
+there are rather than by value, so that a loss of exactly zero counts; the predictor has PyTorch's LSTM cells and one
+uniform initialisation; the pool's inputs are never fetched, since the predictor does not look at them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isbench.errors import ConfigError
+from isbench.samplers.base import Sampler, Signals, categorical, last_of_repeats
+from isbench.types import Draw, Progress
+
+
+class Predictor(nn.Module):
+    """Two LSTMs of 32 over past losses, beside a 32-dimensional embedding of the class, into one number."""
+
+    WIDTH = 32
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.recurrent = nn.LSTM(1, self.WIDTH, num_layers=2, batch_first=True)
+        self.embedding = nn.Embedding(num_classes, self.WIDTH)
+        self.output = nn.Linear(2 * self.WIDTH, 1)
+
+    def forward(self, past: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """Return predicted losses (n,) from past losses (n, T), oldest first; `lengths` (n,) of each row count."""
+        states, _ = self.recurrent(past[:, :, None])
+        last = states[torch.arange(len(past), device=past.device), lengths - 1]  # later steps do not reach back to it
+        return self.output(torch.cat([last, self.embedding(targets)], dim=1)).squeeze(1)
+
+
+def push(past: Tensor, lengths: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Append `values` (n,) to past values (n, T) of the given lengths (n,), dropping the oldest of a full row."""
+    capacity = past.shape[1]
+    past = torch.where((lengths == capacity)[:, None], past.roll(-1, dims=1), past)
+    past = past.scatter(1, lengths.clamp(max=capacity - 1)[:, None], values[:, None])
+    return past, (lengths + 1).clamp(max=capacity)
+
+
+def biased_weights(probabilities: Tensor, pool_size: int, exponent: float) -> Tensor:
+    """Return w^k times a constant that keeps the sum of w p over the batch, with w = 1 / (B p) and k the exponent."""
+    unbiased = 1 / (pool_size * probabilities)
+    powered = unbiased**exponent
+    return powered * torch.dot(unbiased, probabilities) / torch.dot(powered, probabilities)
+
+
+class LossPredictor(Sampler):
+    """Draw each batch from a uniform pool, proportionally to predicted losses.
+
+    The predictor takes one Adam step on the squared error of each training batch, from the past losses as they were
+    before it. A history starts with the single value 1. The pool is drawn with replacement.
+
+    Args:
+        pool_size: B, examples whose loss is predicted per update.
+        exponent: k, at most 1; the less it is, the more the largest losses count.
+        predictor_lr: rate of the predictor's Adam.
+
+    Estimator: biased (towards large losses; unbiased with exponent=1)
+    Memory: 48 bytes per example
+    Cost: the predictor's forward pass over B histories per draw, one step of it per update
+    Host reads: 0 per update
+    """
+
+    CAPACITY = 10
+    FLOOR = 1e-6
+
+    past: Tensor
+    lengths: Tensor
+    prediction_error: Tensor
+
+    def __init__(self, pool_size: int = 2048, exponent: float = 0.5, predictor_lr: float = 0.001):
+        super().__init__()
+        if exponent > 1:
+            raise ConfigError(f"sampler.exponent={exponent}: must be at most 1, where the weights are unbiased")
+        if not predictor_lr > 0:
+            raise ConfigError(f"sampler.predictor_lr={predictor_lr}: must be above 0")
+        self.pool_size = pool_size
+        self.exponent = exponent
+        self.predictor_lr = predictor_lr
+        self.observes = ("loss",)
+
+    def allocate(self, workspace) -> None:
+        if self.pool_size < workspace.batch_size:
+            raise ConfigError(
+                f"sampler.pool_size={self.pool_size} is smaller than batch_size={workspace.batch_size}: "
+                "the batch is drawn from the pool"
+            )
+        with torch.device("meta"):  # no numbers are drawn for weights here, so the global stream stays as it is
+            predictor = Predictor(workspace.num_classes)
+        self.predictor = predictor.to_empty(device=workspace.device)
+        for parameter in self.predictor.parameters():
+            nn.init.uniform_(parameter, -(Predictor.WIDTH**-0.5), Predictor.WIDTH**-0.5, generator=workspace.generator)
+        self.optimizer = torch.optim.Adam(self.predictor.parameters(), self.predictor_lr)
+        past = torch.zeros(workspace.num_examples, self.CAPACITY)
+        past[:, 0] = 1
+        self.register_buffer("past", past)
+        self.register_buffer("lengths", torch.ones(workspace.num_examples, dtype=torch.int64))
+        self.register_buffer("prediction_error", torch.zeros(()))
+
+    def draw(self, progress: Progress) -> Draw:
+        workspace = self.workspace
+        pool = workspace.uniform(self.pool_size)
+        with torch.no_grad():
+            scores = self._predict(pool).clamp_min(self.FLOOR)
+        positions, probabilities = categorical(scores, workspace.batch_size, workspace.generator)
+        weights = biased_weights(probabilities, self.pool_size, self.exponent)
+        return Draw(workspace.fetch(pool[positions]), weights.float())
+
+    def observe(self, draw: Draw, signals: Signals) -> None:
+        indices, losses = draw.batch.indices, signals["loss"]
+        self.optimizer.zero_grad()
+        error = F.mse_loss(self._predict(indices), losses)
+        error.backward()
+        self.optimizer.step()
+        self.prediction_error.copy_(error.detach())
+        past, lengths = push(self.past[indices], self.lengths[indices], losses)
+        self.past[indices], self.lengths[indices] = last_of_repeats(indices, past), lengths
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"prediction_error": float(self.prediction_error)}
+
+    def get_extra_state(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def _predict(self, indices: Tensor) -> Tensor:
+        return self.predictor(self.past[indices], self.lengths[indices], self.workspace.targets[indices])
