@@ -1,0 +1,136 @@
+"""The record of a run: JSON lines that are only ever appended.
+
+A record is the single source of every table and figure. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
+process working on the run. Kinds: `start` (time, resumed_at, run_id, config, data, environment), `evaluation` (COLUMNS, then
+`sampler/<diagnostic>`), `rate` (updates, learning_rate) and `end` (status: finished, diverged, skipped or interrupted; reason).
+JSON has no NaN or infinity, so a float that is not finite is written as null, which any JSON reader accepts; in `evaluation` and
+`rate` rows, where every value is a number, null is read back as NaN.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from isbench.errors import UserError
+
+Row = dict[str, Any]
+
+COLUMNS: tuple[str, ...] = (
+    "updates",
+    "effective_updates",
+    "epoch",
+    "train_seconds",
+    "examples_trained",
+    "examples_scored",
+    "learning_rate",
+    "gain",
+    "train_loss",
+    "test_loss",
+    "test_error",
+)
+
+
+class Record:
+    """Append-only JSON lines in a run folder; nothing is ever rewritten.
+
+    `attempt` is one more than the highest attempt in the file. The file appears with the first row.
+
+    Raises:
+        UserError: the file exists and cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attempt = 1 + max((row["attempt"] for row in read_rows(path)), default=0)
+
+    def append(self, kind: str, **values: Any) -> Row:
+        """Write one row to the disk and return it, its values as given.
+
+        Raises:
+            UserError: the disk is full or the file cannot be written.
+        """
+        row = {"kind": kind, "attempt": self.attempt, **values}
+        line = json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab+") as file:
+                # A process killed while writing leaves a torn line. Ending it keeps the new row a line of its own.
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; make room or correct its permissions, then run the same command again"
+            ) from error
+        return row
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the valid rows in order, none where there is no file. Torn or garbled lines are skipped.
+
+    Raises:
+        UserError: the file exists and cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; correct its permissions") from error
+    return [row for line in lines if (row := _parse(line)) is not None]
+
+
+def effective_rows(rows: Iterable[Row]) -> list[Row]:
+    """Return the evaluation rows that count, one per value of `updates`, in that order.
+
+    An attempt that resumed at `resumed_at` updates went through everything later again, so that the rows of earlier attempts
+    beyond that point no longer count.
+    """
+    counted: dict[int, Row] = {}
+    for row in sorted(rows, key=lambda row: row["attempt"]):
+        if row["kind"] == "start":
+            resumed_at = row.get("resumed_at") or 0
+            counted = {updates: kept for updates, kept in counted.items() if updates <= resumed_at}
+        elif row["kind"] == "evaluation":
+            counted[row["updates"]] = row
+    return [counted[updates] for updates in sorted(counted)]
+
+
+def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
+    """Return (status, reason) of the latest attempt, None while it has no `end` row: it is running or was killed."""
+    latest, status = 0, None
+    for row in rows:
+        if row["attempt"] > latest:
+            latest, status = row["attempt"], None
+        if row["attempt"] == latest and row["kind"] == "end":
+            status = (row["status"], row["reason"])
+    return status
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("attempt"), int)):
+        return None
+    if row["kind"] in ("evaluation", "rate"):
+        return {key: math.nan if value is None else value for key, value in row.items()}
+    return row
