@@ -1,11 +1,15 @@
 """What every sampler owes, whatever its method: one suite over all of conf/sampler."""
 
 import copy
+import inspect
+import re
+import statistics
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isbench.build import Parts
 from isbench.errors import Interrupted
@@ -173,3 +177,53 @@ def test_loss_falls(sampler: str) -> None:
     parts.model.train()
     train_parts(parts)
     assert mean_loss() < 0.7 * before
+
+
+class HostReads(TorchDispatchMode):
+    """Count what would make the host wait for a GPU: scalars read, tensors copied out, shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"):
+            self.count += 1
+        return function(*arguments, **(keywords or {}))
+
+
+@every_sampler
+def test_host_reads_are_as_documented(sampler: str, monkeypatch) -> None:
+    parts = build_parts(*tiny_overrides(sampler), "augmentation=crop")
+    documented = re.search(r"Host reads: (\d+)(?: per (\w+))?", inspect.getdoc(type(parts.sampler)) or "")
+    assert documented, "the docstring has no line 'Host reads: ...'"
+    counter = HostReads()
+    original = Tensor.tolist
+
+    def tolist(tensor: Tensor) -> list:
+        counter.count += 1  # one copy; on a CPU it is invisible to the dispatcher
+        return original(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", tolist)
+    per_update, per_pool = [], []
+    for _ in range(30):
+        before, scored = counter.count, parts.progress.examples_scored
+        with counter:
+            draw = parts.sampler.draw(parts.progress)
+            parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
+            gain = parts.sampler.gain()
+        parts.step.update(0.01 * gain)
+        parts.progress.updates += 1
+        parts.progress.effective_updates += gain
+        parts.progress.examples_trained += len(draw.batch)
+        per_update.append(counter.count - before)
+        per_pool.append((parts.progress.examples_scored - scored) / parts.workspace.batch_size)
+    allowed = int(documented[1])
+    if documented[2] == "pool":
+        assert sum(per_update) <= allowed * sum(per_pool)
+    else:
+        assert statistics.median(per_update) <= allowed

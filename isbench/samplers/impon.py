@@ -66,10 +66,10 @@ class Impon(Sampler):
                 "the batch is taken from the bank"
             )
         if self.inputs == "features":
-            size = workspace.model.head.in_features
+            size = workspace.num_features
             self.register_buffer("cache", torch.zeros(workspace.num_examples, size))
         else:
-            size = math.prod(workspace.dataset.input_shape)
+            size = math.prod(workspace.input_shape)
         self.register_buffer("theta", torch.zeros(size + 1))  # the last entry belongs to |W|
         self.register_buffer("regression_error", torch.zeros(()))
 

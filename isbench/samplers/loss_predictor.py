@@ -94,7 +94,7 @@ class LossPredictor(Sampler):
         self.predictor = predictor.to_empty(device=workspace.device)
         for parameter in self.predictor.parameters():
             nn.init.uniform_(parameter, -(Predictor.WIDTH**-0.5), Predictor.WIDTH**-0.5, generator=workspace.generator)
-        self.optimizer = torch.optim.Adam(self.predictor.parameters(), self.predictor_lr)
+        self.optimizer = torch.optim.Adam(self.predictor.parameters(), self.predictor_lr, fused=True)  # no host reads
         past = torch.zeros(workspace.num_examples, self.CAPACITY)
         past[:, 0] = 1
         self.register_buffer("past", past)

@@ -21,6 +21,9 @@ class Workspace:
         num_examples: N (slots count as examples where views are fixed).
         batch_size: b.
         targets: (N,) int64.
+        input_shape: of one input, (C, H, W) or (T, F).
+        num_features: D, of the input of the model's last layer.
+        stored_views: (N, V) where every example has one fixed view, else None.
         generator: the sampler's own stream.
     """
 
@@ -47,6 +50,9 @@ class Workspace:
         self.num_examples = dataset.num_examples
         self.num_classes = dataset.num_classes
         self.targets = dataset.targets
+        self.input_shape = dataset.input_shape
+        self.num_features = model.head.in_features
+        self.stored_views = dataset.stored_views
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
@@ -83,7 +89,7 @@ class Workspace:
 
     def fetch(self, indices: Tensor, views: Tensor | None = None) -> Batch:
         """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
-        if views is None and self.dataset.stored_views is None:
+        if views is None and self.stored_views is None:
             views = self.draw_views(len(indices))
         return self.dataset.fetch(indices, views)
 
@@ -131,7 +137,7 @@ class Workspace:
 
     def _look_at(self, indices: Tensor) -> Batch:
         """Return examples without fresh randomness: in their fixed views, else un-augmented."""
-        if self.dataset.stored_views is not None:
+        if self.stored_views is not None:
             return self.dataset.fetch(indices, None)
         inputs, targets = self.dataset.plain(indices)
         return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))

@@ -1,0 +1,120 @@
+"""Online batch selection: rank all examples by their last known loss, draw by rank under a decaying pressure.
+
+Loshchilov and Hutter (2015), "Online Batch Selection for Faster Training of Neural Networks": the example of rank i
+(1 for the largest loss) has probability proportional to exp(log(s) / N)^-i, so the first is s times likelier than the
+last. s falls exponentially from s_start to s_end.
+
+Deviations. s falls with the share of the budget spent, since a budget of seconds has no last epoch. The draw inverts
+the cumulative distribution of the ranks in closed form instead of storing it. Losses are recomputed for the whole set
+at once, as in the paper's r_ratio = 1, without augmentation and in evaluation mode.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from isbench.errors import ConfigError
+from isbench.samplers.base import Sampler, Signals, last_of_repeats
+from isbench.types import Draw, Progress
+
+SORTS_PER_PASS = 10
+
+
+def draw_ranks(k: int, num_ranks: int, pressure: float, generator: torch.Generator) -> Tensor:
+    """Return k ranks (k,), drawn independently from 0 to N - 1 with probabilities proportional to s^(-rank / N).
+
+    The running sum of q^rank, with q = s^(-1 / N), is (1 - q^(rank + 1)) / (1 - 1 / s) of the total.
+    """
+    uniform = torch.rand(k, dtype=torch.float64, device=generator.device, generator=generator)
+    log_pressure = math.log(pressure)
+    if log_pressure > 1e-9:  # below, uniform to within the rounding of what follows
+        uniform = torch.log1p(uniform * math.expm1(-log_pressure)) / -log_pressure
+    return (uniform * num_ranks).long().clamp_(max=num_ranks - 1)
+
+
+class OnlineBatchSelection(Sampler):
+    """Draw by rank of the last known loss, with replacement. The first pass is shuffled and fills in the losses.
+
+    Losses come from the training passes and, now and then, from a forward pass over the whole set. Between two sorts
+    the ranks are those of the last one, so that a draw costs no work over N; ties are ranked in random order.
+
+    Args:
+        s_start: pressure at the start of the budget, at least 1; 1 is uniform.
+        s_end: pressure at its end.
+        recompute: passes between recomputations of all losses (r_freq = 0.5 per epoch is 2); null is never.
+        sort_every: updates between sorts; null is ten sorts a pass.
+
+    Estimator: biased (towards examples with a high loss; no weights, as in the paper)
+    Memory: 12 bytes per example
+    Cost: O(1) per draw; a sort of N every sort_every updates; N forward passes every `recompute` passes
+    Host reads: 0 per update
+    """
+
+    observes = ("loss",)
+
+    losses: Tensor  # (N,) last known
+    ranking: Tensor  # (N,) examples by falling loss
+
+    def __init__(
+        self,
+        s_start: float = 100.0,
+        s_end: float = 1.0,
+        recompute: float | None = 2.0,
+        sort_every: int | None = None,
+    ):
+        super().__init__()
+        for key, value in {"s_start": s_start, "s_end": s_end}.items():
+            if not 1 <= value < math.inf:
+                raise ConfigError(f"sampler.{key}={value}: must be at least 1 and finite")
+        if recompute is not None and not recompute > 0:
+            raise ConfigError(f"sampler.recompute={recompute}: must be greater than 0; null is never")
+        if sort_every is not None and sort_every < 1:
+            raise ConfigError(f"sampler.sort_every={sort_every}: must be at least 1")
+        self.s_start = s_start
+        self.s_end = s_end
+        self.recompute = recompute
+        self.sort_every = sort_every
+
+    def allocate(self, workspace) -> None:
+        n = workspace.num_examples
+        b = workspace.batch_size
+        self._sort_period = (self.sort_every or max(1, n // (SORTS_PER_PASS * b))) * b  # in examples
+        self.register_buffer("losses", torch.zeros(n))
+        self.register_buffer("ranking", torch.arange(n))
+
+    def pressure(self) -> float:
+        """Return s at this point of the budget."""
+        return self.s_start * (self.s_end / self.s_start) ** min(self.workspace.fraction(), 1.0)
+
+    def draw(self, progress: Progress) -> Draw:
+        workspace = self.workspace
+        k, n = workspace.batch_size, workspace.num_examples
+        if progress.examples_trained < n:
+            indices = workspace.candidates(k)
+        else:
+            self._refresh(progress)
+            indices = self.ranking[draw_ranks(k, n, self.pressure(), workspace.generator)]
+        return Draw(workspace.fetch(indices), torch.ones(k, device=workspace.device))
+
+    def observe(self, draw: Draw, signals: Signals) -> None:
+        indices = draw.batch.indices
+        self.losses[indices] = last_of_repeats(indices, signals["loss"])
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"pressure": self.pressure()}
+
+    def _refresh(self, progress: Progress) -> None:
+        """Recompute the losses and sort, where the last update has reached the time for it."""
+        n, b = self.workspace.num_examples, self.workspace.batch_size
+        trained = progress.examples_trained
+
+        def is_due(period: float) -> bool:  # in examples
+            return trained // period > (trained - b) // period
+
+        recompute = self.recompute is not None and is_due(self.recompute * n)
+        if recompute:
+            self.losses.copy_(self.workspace.score_dataset("loss"))
+        if recompute or trained - b < n or is_due(self._sort_period):
+            order = torch.randperm(n, device=self.losses.device, generator=self.workspace.generator)
+            self.ranking.copy_(order[self.losses[order].argsort(descending=True, stable=True)])
