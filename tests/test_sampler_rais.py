@@ -1,0 +1,302 @@
+"""RAIS: what it remembers, what it draws, what its weights and its gain ratio stand for."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isbench.build import Parts
+from isbench.errors import ConfigError
+from isbench.samplers.rais import RAIS, fit_schedule
+from isbench.samplers.uncertainty import BIAS, HISTORY, NUM_FEATURES
+from isbench.signals import per_example_gradient_norm
+from isbench.types import Draw
+from tests.conftest import build_parts, tiny_overrides, train_parts
+from tests.test_uncertainty import slow_features
+
+
+def build_rais(*overrides: str) -> Parts:
+    return build_parts(*tiny_overrides("rais"), *overrides)
+
+
+def trained_rais(*overrides: str) -> Parts:
+    parts = build_rais(*overrides)
+    train_parts(parts)
+    return parts
+
+
+def true_probabilities(sampler: RAIS) -> Tensor:
+    """Return p of all examples by the formula."""
+    features = sampler.features.double()
+    predictions, uncertainties = features @ sampler.c, features @ sampler.d
+    v = predictions + math.sqrt(len(features) / float(uncertainties.sum())) * uncertainties
+    return v / v.sum()
+
+
+def gradient_norms(parts: Parts, loss_layer: bool = False) -> Tensor:
+    """Return the gradient norm of every example in evaluation mode, un-augmented."""
+    if loss_layer:
+        return parts.workspace.score_dataset("logit_gradient_norm").double()
+    inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
+    parts.model.eval()
+    norms = per_example_gradient_norm(parts.model, parts.criterion, inputs, targets).double()
+    parts.model.train()
+    return norms
+
+
+def mean_gradient(parts: Parts) -> Tensor:
+    inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
+    loss = parts.criterion(parts.model(inputs), targets).mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parts.model.parameters()))]).double()
+
+
+def step_gradient(parts: Parts, draw: Draw) -> Tensor:
+    parts.step.compute_gradient(draw, parts.sampler.reweight)
+    return torch.cat([p.grad.flatten() for p in parts.model.parameters()]).double()
+
+
+def test_schedule_of_fits_as_published() -> None:
+    assert fit_schedule(50_000, 20_000, 128) == (628, 157)  # CIFAR
+    assert fit_schedule(12_000, 20_000, 128) == (314, 157)  # rotated MNIST
+    assert fit_schedule(604_388, 20_000, 64) == (10_016, 313)  # SVHN
+
+
+def test_first_pass_is_sequential_then_uniform_until_the_first_fit() -> None:
+    parts = build_rais()
+    sampler, seen = parts.sampler, []
+    observe, fit = sampler.observe, sampler._fit
+    sampler.observe = lambda draw, signals: (seen.append(draw), observe(draw, signals))
+    fits: list[int] = []
+    sampler._fit = lambda: (fits.append(parts.progress.updates + 1), fit())
+    train_parts(parts)
+    first = torch.cat([draw.batch.indices for draw in seen[:10]])
+    assert torch.equal(first.sort().values, torch.arange(160))
+    assert len(torch.cat([draw.batch.indices for draw in seen[10:20]]).unique()) < 160
+    assert fits == [16, 20, 24, 28, 32, 36, 40]  # t >= (160 + 64) / 16, multiples of 64 / 16
+    assert all((draw.weights == 1).all() for draw in seen[:16])
+    assert all((draw.weights != 1).any() for draw in seen[16:])
+
+
+def test_histories_features_and_rows_against_slow_versions() -> None:
+    """With crops, repeats in a batch and histories of different lengths."""
+    parts = build_rais("augmentation=crop", "budget.limit=160")
+    sampler, observe = parts.sampler, parts.sampler.observe
+    history: list[list[float]] = [[] for _ in range(160)]
+    rows: list[tuple[list[float], float, float]] = []
+    repeats = 0
+
+    def features(i: int) -> list[float]:
+        offset = sampler.next_views[i, :2].double().square().sum().sqrt()
+        return [*slow_features(history[i]), float(offset)]
+
+    def watch(draw, signals):
+        nonlocal repeats
+        indices, norms = draw.batch.indices.tolist(), signals["logit_gradient_norm"].double().tolist()
+        repeats += len(indices) - len(set(indices))
+        assert torch.equal(draw.batch.views, sampler.next_views[draw.batch.indices])
+        rows.extend(zip(map(features, indices), norms, draw.weights.tolist(), strict=True))
+        before = sampler.next_views.clone()
+        observe(draw, signals)
+        for i, norm in dict(zip(indices, norms, strict=True)).items():
+            history[i].insert(0, norm)
+        unseen = torch.ones(160, dtype=torch.bool).index_fill(0, draw.batch.indices, False)
+        assert torch.equal(before[unseen], sampler.next_views[unseen])
+        assert not torch.equal(before, sampler.next_views)
+
+    sampler.observe = watch
+    train_parts(parts)
+    assert repeats > 10 and min(map(len, history)) < HISTORY < max(map(len, history))
+    expected = torch.tensor([features(i) for i in range(160)])
+    assert torch.allclose(sampler.features, expected, rtol=1e-5, atol=1e-6)
+    for column, stored in enumerate((sampler.fit_features, sampler.fit_norms, sampler.fit_weights)):
+        latest = torch.zeros_like(stored)
+        for position, row in enumerate(rows):
+            latest[position % 64] = torch.tensor(row[column])
+        assert torch.allclose(stored, latest, rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_and_frequencies_of_the_mixture() -> None:
+    parts = trained_rais()
+    sampler = parts.sampler
+    p = true_probabilities(sampler)
+    assert p.max() > 3 * p.min(), "the test needs an uneven distribution"
+    draw = sampler.draw(parts.progress)
+    assert torch.allclose(draw.weights.double(), 1 / (160 * p[draw.batch.indices]), rtol=1e-5)
+    total, k = sampler._mixture()
+    counts = torch.bincount(sampler._sample(200_000, total, k), minlength=160)
+    expected = 200_000 * p
+    statistic = float(((counts - expected).square() / expected).sum())  # chi-square with 159 degrees of freedom
+    assert abs(statistic - 159) < 4 * math.sqrt(2 * 159)
+
+
+def test_unbiased_on_lenet() -> None:
+    small = [override for override in tiny_overrides("rais") if not override.startswith("model")]
+    parts = build_parts(*small, "model=lenet", "sampler.outlier_threshold=null", "optimizer.lr=0.05")
+    train_parts(parts)
+    p = true_probabilities(parts.sampler)
+    assert p.max() > 3 * p.min()
+    full = mean_gradient(parts)
+    directions = torch.randn(len(full), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws = [step_gradient(parts, parts.sampler.draw(parts.progress)) @ directions for _ in range(400)]
+    values = torch.stack(draws) - full @ directions
+    error = values.std(dim=0) / math.sqrt(len(draws))
+    assert (values.mean(dim=0).abs() < 4 * error).all()
+    assert (error < 0.2 * (full @ directions).abs().max()).all(), "the test must have power"
+
+
+def test_gain_is_exactly_one_while_sampling_is_uniform() -> None:
+    parts = build_rais("budget.limit=16")
+    train_parts(parts)
+    assert parts.progress.effective_updates == 16.0
+
+
+def exact_gain(parts: Parts, p: Tensor, weight_decay: float) -> float:
+    """Return E|g_U|^2 / E|g_R|^2 from all gradients (equation 5)."""
+    norms, mean = gradient_norms(parts), mean_gradient(parts)
+    weights = torch.cat([q.detach().flatten() for q in parts.model.parameters()]).double()
+    whole = (mean + weight_decay * weights).square().sum()
+    n, b = len(norms), parts.workspace.batch_size
+
+    def second_moment(p: Tensor) -> Tensor:
+        return (norms.square() / p).sum() / n**2 / b - mean.square().sum() / b + whole
+
+    return float(second_moment(torch.full_like(p, 1 / n)) / second_moment(p))
+
+
+@pytest.mark.parametrize("calibration", ["full_gradient", "none"])
+def test_gain_ratio_against_the_exact_one(calibration: str) -> None:
+    """The model stands still while the averages settle. Uncalibrated, the estimate has the wrong unit."""
+    decay = 0.01
+    slow = ("sampler.smoothing=0.002", "sampler.calibrate_every=1", "sampler.max_gain=1e9")
+    parts = build_rais(
+        f"sampler.calibration={calibration}", *slow, f"optimizer.weight_decay={decay}", "optimizer.lr=0.1"
+    )
+    train_parts(parts)
+    sampler = parts.sampler
+    p = true_probabilities(sampler)
+    sampler.moments.zero_()
+    sampler.units.zero_()
+    sampler._remember = sampler._fit = sampler._predict = lambda *_: None  # p stands still as well
+    for _ in range(1500):
+        draw = sampler.draw(parts.progress)
+        sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+    ratio, exact = sampler.gain(), exact_gain(parts, p, decay)
+    assert exact > 1.3, "the test needs something to gain"
+    assert (ratio - 1 == pytest.approx(exact - 1, rel=0.1)) == (calibration == "full_gradient")
+
+
+def test_last_layer_gain_counts_the_last_layer() -> None:
+    """For a linear model the last layer is all, and the estimate needs no calibration."""
+    slow = ("sampler.smoothing=0.002", "optimizer.lr=0.001")
+    parts = trained_rais("sampler.calibration=last_layer", "model.hidden=[]", *slow)
+    sampler = parts.sampler
+    p = true_probabilities(sampler)
+    sampler.moments.zero_()
+    sampler._remember = sampler._fit = sampler._predict = lambda *_: None
+    for _ in range(1500):
+        draw = sampler.draw(parts.progress)
+        sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+    exact = exact_gain(parts, p, 0.0)
+    assert exact > 1.02
+    assert sampler.gain() - 1 == pytest.approx(exact - 1, rel=0.1)
+
+
+def test_gain_is_limited_and_the_limit_logged() -> None:
+    parts = build_rais("sampler.max_gain=5")
+    sampler = parts.sampler
+    sampler.units.fill_(1.0)
+    sampler.moments.copy_(torch.tensor([1.0, 0.0, 16 * 7.0]))  # R, R1, U1; b = 16
+    assert sampler.diagnostics()["gain_ratio"] == 8.0
+    assert sampler.gain() == 5.0 and sampler.diagnostics()["gains_clipped"] == 1.0
+    sampler.moments.copy_(torch.tensor([1.0, 16 * 7.0, 0.0]))
+    assert sampler.gain() == 1.0 and sampler.diagnostics()["gains_clipped"] == 1.0
+    sampler.moments.copy_(torch.tensor([torch.nan, 1.0, 2.0]))
+    assert math.isnan(sampler.gain())
+
+
+def test_without_gain_updates_count_once() -> None:
+    parts = trained_rais("sampler.gain=false")
+    assert parts.progress.effective_updates == 40.0
+    assert parts.progress.examples_scored == 0
+    assert (true_probabilities(parts.sampler) - 1 / 160).abs().max() > 1e-3
+
+
+def test_outliers_are_scaled_to_the_threshold() -> None:
+    parts = build_rais("sampler.outlier_threshold=100")
+    draw = parts.sampler.draw(parts.progress)
+    memo = {"prediction": torch.full((16,), 0.1).double(), "uncertainty": torch.full((16,), 1e-4).double()}
+    draw = Draw(draw.batch, torch.full((16,), 2.0), memo)
+    norms = torch.linspace(0.01, 0.4, 16)
+    weights = parts.sampler.reweight(draw, {"logit_gradient_norm": norms})
+    expected = [2.0 if norm <= 0.2 else 2.0 * 0.2 / norm for norm in norms.tolist()]  # 0.1 + sqrt(100 * 1e-4)
+    assert weights.tolist() == pytest.approx(expected) and weights.dtype == torch.float32
+
+
+def test_every_example_keeps_a_chance() -> None:
+    parts = trained_rais()
+    sampler = parts.sampler
+    sampler.features[:, 1:] = 0
+    sampler.features[80:, 1:] = 1
+    sampler.fit_features[:] = sampler.features[64:128]
+    sampler.fit_norms[:] = sampler.features[64:128, 1]  # exactly 0 or 1, as predicted: the first half needs no visit
+    sampler._fit()
+    draw = sampler.draw(parts.progress)
+    assert true_probabilities(sampler).min() > 0
+    assert draw.weights.isfinite().all() and (draw.weights > 0).all()
+
+
+def test_a_nan_reaches_the_weights() -> None:
+    parts = trained_rais()
+    sampler = parts.sampler
+    sampler.fit_norms[5] = torch.nan
+    sampler._fit()
+    assert sampler.draw(parts.progress).weights.isnan().all()
+
+
+def test_the_constant_is_the_start() -> None:
+    sampler = build_rais().sampler
+    assert not sampler.c.any() and sampler.d[BIAS] == 1 and sampler.d.sum() == 1
+    assert sampler.features.shape == (160, NUM_FEATURES)
+
+
+class LargestResult(TorchDispatchMode):
+    """Notes the number of elements of the largest new tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        for out in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in inputs:
+                self.size = max(self.size, out.numel())
+        return result
+
+
+def test_a_step_does_no_work_over_all_examples() -> None:
+    sizes = {}
+    for n in (5_000, 40_000):
+        parts = build_rais(f"dataset.num_examples={n}", "dataset.shape=[2,2]", "sampler.calibration=none")
+        sampler = parts.sampler
+        parts.progress.examples_trained, parts.progress.updates = 2 * n, sampler.first_fit
+        signals = {"logit_gradient_norm": torch.rand(16), "gradient_norm": torch.ones(())}
+        with LargestResult() as largest:
+            draw = sampler.draw(parts.progress)
+            sampler.reweight(draw, signals)
+            sampler.observe(draw, signals)
+            sampler.gain()
+        sizes[n] = largest.size
+    assert sizes[5_000] == sizes[40_000] < 5_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["fit_examples=0", "smoothing=0", "smoothing=2", "max_gain=0.5", "calibration=kappa", "outlier_threshold=0"],
+)
+def test_bad_values_are_named(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"sampler.{value}"):
+        build_rais(f"sampler.{value}")
