@@ -16,7 +16,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then write the report (under 4 minutes)
-	@echo "demo: 3 samplers x 3 seeds, 15 s of training each, on data that comes with the packages"
+	@echo "demo: 3 samplers x 3 seeds, 12 s of training each, on data that comes with the packages"
 	@$(BIN)/python -m isbench -m experiment=demo
 	@$(BIN)/python -m isbench.report runs/demo --out results/demo
 

@@ -14,8 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("Estimator", "Memory", "Cost", "Host reads")
 
 
+DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
+
+
 def demo_table() -> str:
-    return (ROOT / "results" / "demo" / "table.md").read_text().strip()
+    """Return the demo's table with the columns that fit a page, and the notes below it."""
+    table, _, notes = (ROOT / "results" / "demo" / "table.md").read_text().strip().partition("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    kept = [rows[0].index(column) for column in DEMO_COLUMNS]
+    lines = ["| " + " | ".join("---" if i == 1 else row[k] for k in kept) + " |" for i, row in enumerate(rows)]
+    return "\n".join(lines) + "\n\n" + notes
 
 
 def sampler_table() -> str:
@@ -24,7 +32,7 @@ def sampler_table() -> str:
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
         documentation = inspect.getdoc(locate(yaml.safe_load(path.read_text())["_target_"])) or ""
         facts = [re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", documentation, re.MULTILINE) for fact in FACTS]
-        cells = [" ".join(fact[1].split()).rstrip(".") if fact else "?" for fact in facts]
+        cells = [" ".join(fact[1].split()).rstrip(".").replace("|", "\\|") if fact else "?" for fact in facts]
         lines.append(f"| `{path.stem}` | {summary(path)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,0 +1,25 @@
+"""README's tables are generated, and what it tells a reader to type exists."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import readme  # noqa: E402
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme.filled(text) == text, "run `python scripts/readme.py`"
+    assert "| ? |" not in text, "a sampler's docstring lacks one of its four lines"
+
+
+def test_links_and_targets_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)`?", text)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
