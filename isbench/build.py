@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run, in reading order. The only list of what a run is made of."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,8 +55,9 @@ def instantiate(group: str, node: dict[str, Any], **given: Any) -> Any:
     checked = check_arguments(group, target, arguments, given)
     try:
         return target(**given, **checked)
-    except ValueError as error:
-        raise ConfigError(f"{group}={node.get('name', target.__name__)}: {error}") from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{group}={node.get('name', target.__name__)}: {reason}") from error
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Parts:
     def warm_up(self, updates: int = 2) -> None:
         """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
         before = copy.deepcopy(self.state_dict())
+        self.sampler.warm_up()
         for _ in range(updates):
             draw = self.sampler.draw(self.progress)
             self.sampler.observe(draw, self.step.compute_gradient(draw, self.sampler.reweight))
@@ -129,6 +132,12 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
         UserError: choices that cannot be used, or not together; before anything is written or trained.
     """
     schedule: Schedule = instantiate("schedule", config.schedule)
+    try:
+        is_usable = all(0 <= schedule(fraction) < math.inf for fraction in (0.0, 0.5, 1.0))
+    except (ArithmeticError, ValueError):
+        is_usable = False
+    if not is_usable:
+        raise ConfigError(f"schedule={config.schedule['name']}: with these values its factor is not a number from 0 up")
     sampler: Sampler = instantiate("sampler", config.sampler)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)
     source = load_source(config.dataset, config.data_dir)
@@ -163,7 +172,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
         streams,
         progress,
         clock or WallClock(device),
-        learning_rate=config.optimizer["lr"],
+        learning_rate=optimizer.param_groups[0]["lr"],
     )
 
 

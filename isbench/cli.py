@@ -3,6 +3,7 @@
 Torch is imported only once there is something to train, so that help, completion and complaints come at once.
 """
 
+import argparse
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -51,10 +53,12 @@ failures: list[str] = []  # of the runs of this process, in order
 def main() -> None:
     """Run the command line; the exit code is 0 if every run was trained, recorded as skipped, or already there."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(config_folder()))
+        print(help_text())
         return
+    for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # wherever it stands
+        sys.argv.remove(flag)
+        sys.argv.insert(1, flag)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to the handlers below
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products; read when CUDA starts
     failures.clear()
     try:
         application()
@@ -62,7 +66,7 @@ def main() -> None:
         sys.exit(f"isbench: {stop}; the same command continues it")
     except KeyboardInterrupt:
         sys.exit("isbench: stopped at once; the same command continues from the last checkpoint")
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError, yaml.YAMLError) as error:
         if _wants_traceback:
             traceback.print_exc()
         if not failures:
@@ -75,6 +79,8 @@ def main() -> None:
 def application(cfg: DictConfig) -> None:
     """Train one composed configuration. What goes wrong is kept for `main`; in a grid it is also said and raised."""
     is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not is_grid and HydraConfig.get().sweeper.params:
+        log.info("this is one run; the experiment is a grid of them with -m")
     try:
         outcome = _train(cfg, skip_incompatible=is_grid)
     except Exception as error:
@@ -98,8 +104,11 @@ def application(cfg: DictConfig) -> None:
 
 def _train(cfg: DictConfig, skip_incompatible: bool = False) -> "Outcome":
     config = validate(cfg)
-    from isbench.training.run import run, skip  # imports torch
+    from isbench.training.run import run, share_machine, skip  # imports torch
 
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1)
+    if jobs != 1:
+        share_machine(config, jobs, HydraConfig.get().job.num)
     try:
         return run(config)
     except Incompatible as error:
@@ -109,7 +118,7 @@ def _train(cfg: DictConfig, skip_incompatible: bool = False) -> "Outcome":
         return skip(config, str(error))
 
 
-def help_text(folder: Path) -> str:
+def help_text() -> str:
     """Return the groups, their choices with one line each, the single keys, and examples."""
     lines = [
         "isbench trains data set x model x sampler under one clock and records loss and error against seconds.",
@@ -121,7 +130,7 @@ def help_text(folder: Path) -> str:
     ]
     for group in GROUPS:
         lines += ["", f"{group}:"]
-        lines += [f"  {choice:<28} {summary(path)}" for choice, path in choices(folder, group).items()]
+        lines += [f"  {choice:<28} {summary(path)}" for choice, path in choices(group).items()]
     lines += [
         "",
         "Keys: seed, batch_size, label_smoothing, clip_norm, slots, device (auto, cpu, cuda), data_dir, runs_dir,",
@@ -133,10 +142,18 @@ def help_text(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def choices(folder: Path, group: str) -> dict[str, Path]:
-    """Return the choices of a group and their files, in alphabetical order."""
-    paths = sorted((folder / group).rglob("*.yaml"))
-    return {path.relative_to(folder / group).with_suffix("").as_posix(): path for path in paths}
+def choices(group: str) -> dict[str, Path]:
+    """Return the choices of a group and their files, in alphabetical order, those of --config-dir among them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    folders = [config_folder(), parser.parse_known_args(sys.argv[1:])[0].config_dir]
+    found = {
+        path.relative_to(folder / group).with_suffix("").as_posix(): path
+        for folder in folders
+        if folder is not None
+        for path in (folder / group).rglob("*.yaml")
+    }
+    return dict(sorted(found.items()))
 
 
 def summary(path: Path) -> str:
@@ -155,16 +172,19 @@ def explain(error: BaseException) -> str:
     choice = re.search(r"Could not find '(.+?)/(.+?)'", text) or re.search(r"Could not load '(.+?)/(.+?)'", text)
     if choice:
         group, word = choice.groups()
-        return f"{group}={word}: no such choice; {nearest(word, choices(config_folder(), group))}"
+        return f"{group}={word}: no such choice; {nearest(word, choices(group))}"
     key = re.search(r"Could not override '(.+?)'", text) or re.search(r"Key '(.+?)' is not in struct", text)
     if key:
-        return f"unknown key {key[1]}: {nearest(key[1], known_keys())}"
+        group, dot, word = key[1].rpartition(".")
+        keys = [known for known in known_keys() if known.startswith(f"{group}.") or not dot]
+        return f"unknown key {key[1]}: {nearest(key[1], keys)}"
     cause: Any = error.__cause__
     full_key = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     value = re.search(r"Value '.*?'.*", f"{text}\n{cause}")
     if full_key and value:
-        return f"{full_key[1]}: {value[0].lower()}"
-    return " ".join(text.split())
+        return f"{full_key[1]}: {value[0][0].lower()}{value[0][1:]}"
+    reason = f": {cause}" if isinstance(cause, OmegaConfBaseException) and str(cause) not in text else ""
+    return " ".join(f"{text}{reason}".split())
 
 
 def known_keys() -> list[str]:
@@ -173,9 +193,16 @@ def known_keys() -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    overrides = [word for word in sys.argv[1:] if word.split("=")[0] in GROUPS and "," not in word]
+    overrides = [
+        word
+        for word in sys.argv[1:]
+        if word.partition("=")[0] in GROUPS and word.partition("=")[2] in choices(word.partition("=")[0])
+    ]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("config", overrides=overrides)
+        try:
+            cfg = compose("config", overrides=overrides)
+        except HydraException:  # a choice of the user's own
+            cfg = compose("config")
 
     def keys(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):

@@ -10,8 +10,10 @@ import inspect
 import json
 import math
 import os
+import re
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -39,6 +41,8 @@ IDENTITY = (
     "slots",
     "device",
 )
+CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation")  # groups that name what to call
+MAX_THREADS = max(64, os.cpu_count() or 1)
 BUDGET_UNITS = ("updates", "epochs", "examples", "seconds")
 
 
@@ -130,7 +134,13 @@ def default_data_dir() -> str:
     return os.environ.get("ISBENCH_DATA", "data")
 
 
+def scratch_dir() -> str:
+    """Return a folder for the file that Hydra writes about every grid, which nobody here reads."""
+    return str(Path(tempfile.gettempdir(), f"isbench-{os.getuid()}"))
+
+
 OmegaConf.register_new_resolver("isbench_data", default_data_dir, replace=True)
+OmegaConf.register_new_resolver("isbench_scratch", scratch_dir, replace=True)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -154,6 +164,12 @@ def validate(cfg: DictConfig) -> RunConfig:
         if key not in RunConfig.__dataclass_fields__:
             raise ConfigError(f"unknown key {key}: {nearest(key, RunConfig.__dataclass_fields__)}")
     run: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))  # type: ignore[assignment]
+    for group in CHOSEN:
+        node = getattr(run, group)
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")
+        if not re.fullmatch(r"\w[\w.-]*", str(node.get("name") or "")):
+            raise ConfigError(f"{group}.name={node.get('name')}: needs a name of letters, digits, '_', '-' and '.'")
     modes, devices = ("offline", "online", "off"), ("auto", "cpu", "cuda")
     budget, evaluation = run.budget, run.evaluation
     checks = [
@@ -163,7 +179,7 @@ def validate(cfg: DictConfig) -> RunConfig:
         ("clip_norm", run.clip_norm, run.clip_norm is None or run.clip_norm > 0, "must be above 0, or null"),
         ("slots", run.slots, run.slots is None or run.slots >= 1, "must be at least 1, or null"),
         ("budget.unit", budget.unit, budget.unit in BUDGET_UNITS, nearest(budget.unit, BUDGET_UNITS)),
-        ("budget.limit", budget.limit, 0 < budget.limit < math.inf, "must be above 0 and finite"),
+        ("budget.limit", budget.limit, 1e-9 <= budget.limit < math.inf, "must be above 0 and finite"),
         (
             "budget.effective",
             budget.effective,
@@ -176,11 +192,22 @@ def validate(cfg: DictConfig) -> RunConfig:
         (
             "numerics.threads",
             run.numerics.threads,
-            run.numerics.threads is None or run.numerics.threads >= 1,
-            "must be at least 1, or null",
+            run.numerics.threads is None or 1 <= run.numerics.threads <= MAX_THREADS,
+            f"must be from 1 to {MAX_THREADS}, or null",
         ),
         ("logging.mode", run.logging.mode, run.logging.mode in modes, nearest(run.logging.mode, modes)),
-        ("logging.timeout_seconds", run.logging.timeout_seconds, run.logging.timeout_seconds > 0, "must be above 0"),
+        (
+            "logging.timeout_seconds",
+            run.logging.timeout_seconds,
+            0 < run.logging.timeout_seconds <= 3600,
+            "must be above 0, at most 3600",
+        ),
+        (
+            "group",
+            run.group,
+            run.group is None or not ({"..", "/"} & set(Path(run.group).parts) or run.group == ""),
+            "must be a folder below runs_dir, or null",
+        ),
         ("device", run.device, run.device in devices, nearest(run.device, devices)),
     ]
     for key, value, is_right, reason in checks:
@@ -201,7 +228,11 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
         ConfigError: an unknown or missing argument, or a value of the wrong type.
     """
     given = set(given)
-    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     for name in arguments:
         if name not in parameters:
@@ -213,7 +244,9 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
                 raise ConfigError(f"{group}.{name} is missing: {function.__name__} needs it")
             continue
         try:
-            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+            if isinstance(arguments[name], bool) and hints[name] is not bool:
+                raise ConfigError(f"{group}.{name}={arguments[name]}: input should not be true or false")
+            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
             converted[name] = adapter.validate_python(arguments[name])
         except ValidationError as error:
             reason = error.errors()[0]["msg"].lower()
@@ -225,9 +258,22 @@ def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
     plain = OmegaConf.to_container(OmegaConf.structured(run))
     assert isinstance(plain, dict)
-    identity = {key: plain[key] for key in IDENTITY}
-    text = json.dumps(identity, sort_keys=True, default=str)
+    text = json.dumps({key: _canonical(plain[key]) for key in IDENTITY}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _canonical(value: Any) -> Any:
+    """Drop what does not change a run (the names of choices, leave to download), and write 1 and 1.0 alike."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items() if key not in ("name", "download")}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def recorded(run: RunConfig) -> dict[str, Any]:
+    """Return the configuration as it is recorded: without paths, which are this machine's own affair."""
+    return {key: value for key, value in asdict(run).items() if key not in ("data_dir", "runs_dir")}
 
 
 def run_folder(run: RunConfig) -> Path:

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from isbench.config import default_data_dir
 from isbench.data import sources
 from isbench.errors import UserError
 
@@ -37,7 +38,7 @@ def show(values: Iterable[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=sorted(path.stem for path in CONF.glob("*.yaml")), metavar="name")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--data-dir", type=Path, default=Path(default_data_dir()))
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
     arguments = parser.parse_args()
     status = 0

@@ -2,20 +2,23 @@
 
 import inspect
 import itertools
+import re
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from isbench.build import build, initial_model, load_source, locate
-from isbench.config import config_folder, default_data_dir, run_folder, run_id
+from isbench.config import config_folder, default_data_dir, recorded, run_folder, run_id, validate
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
 from isbench.training.clock import TickClock
-from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
+from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides, train_parts
 
 CHOICES = {
     group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
@@ -147,6 +150,36 @@ def test_the_same_choice_is_the_same_run() -> None:
     assert run_id(replace(base, device="cuda")) != run_id(replace(base, device="cpu"))
 
 
+def test_what_does_not_change_a_run_does_not_change_its_id() -> None:
+    def same(one: list[str], other: list[str]) -> bool:
+        return run_id(compose_config(*one)) == run_id(compose_config(*other))
+
+    assert same(["dataset=cifar10"], ["dataset=cifar10", "dataset.download=true"])
+    assert same(["optimizer.lr=1"], ["optimizer.lr=1.0"])
+    assert same(["budget=smoke"], ["budget.unit=epochs", "budget.limit=2"])
+    assert not same(["sampler=p_sgd"], ["sampler=c_sgd"])
+
+
+def test_paths_are_not_recorded() -> None:
+    assert not {"data_dir", "runs_dir"} & set(recorded(compose_config()))
+
+
+def test_the_recipe_of_contributing_trains(tmp_path: Path, monkeypatch) -> None:
+    text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+    code = textwrap.dedent(re.search(r" *```python\n(.*?) *```", text, re.DOTALL)[1])
+    header = "import torch\nfrom isbench.samplers.base import *\nfrom isbench.types import Draw\n\n"
+    (tmp_path / "my_method.py").write_text(header + "from isbench.samplers.base import last_of_repeats\n" + code)
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler" / "my_method.yaml").write_text("# mine\nname: my_method\n_target_: my_method.MyMethod\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        search = [f"hydra.searchpath=[file://{tmp_path}]"]
+        config = validate(compose("config", overrides=[*TINY, *search, "sampler=my_method"]))
+    parts = build(config, torch.device("cpu"), TickClock())
+    train_parts(parts)
+    assert parts.progress.updates == 40
+
+
 def test_data_dir_comes_from_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("ISBENCH_DATA", "/somewhere")
     assert compose_config().data_dir == "/somewhere" == default_data_dir()
@@ -167,6 +200,12 @@ def test_data_dir_comes_from_the_environment(monkeypatch) -> None:
         ("budget.limit=nan", "budget.limit"),
         ("evaluation.points=0", "evaluation.points"),
         ("numerics.threads=0", "numerics.threads"),
+        ("numerics.threads=100000", "numerics.threads"),
+        ("budget.limit=1e-310", "budget.limit"),
+        ("logging.timeout_seconds=inf", "logging.timeout_seconds"),
+        ("group=../elsewhere", "group"),
+        ("group=/elsewhere", "group"),
+        ("sampler.name=../evil", "sampler.name"),
         ("device=tpu", "device=tpu: did you mean cpu"),
         ("+nope=1", "unknown key nope"),
     ],
@@ -186,6 +225,12 @@ def test_values_out_of_range_are_refused(override: str, complaint: str) -> None:
         (["batch_size=161"], "batch_size=161 is larger than the training set"),
         (["+sampler.wrong=3"], "unknown key sampler.wrong"),
         (["optimizer.lr=-1"], "optimizer"),
+        (["optimizer.lr=nan"], "optimizer.lr=nan"),
+        (["optimizer.lr=true"], "optimizer.lr=True"),
+        (["optimizer=adam", "optimizer.betas=[0.9]"], "optimizer=adam"),
+        (["schedule=exponential", "schedule.factor=0", "schedule.drops=-10"], "schedule"),
+        (["schedule=inverse_square_root", "schedule.span=-5"], "schedule"),
+        (["model.hidden=[-1]"], "model=mlp"),
         (["optimizer.decayed=some"], "choose all or kernels"),
         (["sampler._target_=isbench.samplers.nothing"], "_target_=isbench.samplers.nothing"),
     ],

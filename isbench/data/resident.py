@@ -5,6 +5,8 @@ and Fleuret 2018 (1.5 million images), where a method can remember a score per a
 the pairs are stored.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,6 +85,11 @@ class ResidentDataset:
     def plain(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return un-augmented, normalised inputs and their targets."""
         return self._ready(self._gather(indices)), self.targets[indices]
+
+    @property
+    def chunk_size(self) -> int:
+        """How many examples go through a network together where no gradient is kept: fewer the larger they are."""
+        return max(1, min(4096, 2**22 // math.prod(self.input_shape)))
 
     @property
     def num_test(self) -> int:

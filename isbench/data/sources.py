@@ -32,6 +32,7 @@ from isbench.data.files import (
     read_idx,
 )
 from isbench.data.folders import read_images, read_list
+from isbench.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ def _read_mnist(
     if download:
         download_missing(paths, data_dir, reader)
     train, train_labels, test, test_labels = map(read_idx, paths, checksums.values())
+    if len(train) != len(train_labels) or len(test) != len(test_labels):
+        raise DataError(f"{paths[0].parent}: as many images as labels are needed; delete the folder and fetch it again")
     return train.unsqueeze(1), train_labels.long(), test.unsqueeze(1), test_labels.long()
 
 

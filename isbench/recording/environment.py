@@ -1,7 +1,7 @@
 """Where a run took place: versions, commit, processor and accelerator, and whether others were using them.
 
-Seconds mean something only together with these facts. What cannot be found out is None; nothing here raises or waits for long.
-The host's name, user names and paths are deliberately left out, so that records can be published.
+Seconds mean something only together with these facts. What cannot be found out is None; nothing here raises or waits
+for long. The host's name, user names and paths are deliberately left out, so that records can be published.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ def environment(device: str) -> dict[str, Any]:
     """Describe software and hardware of a run on `device` ("cpu", "cuda", "cuda:1").
 
     Keys: isbench, git_commit, git_dirty (None unless run from a source checkout), python, torch, cuda, cudnn, os, cpu,
-    logical_cores, torch_threads, load_average (1, 5, 15 minutes), gpu, driver, gpu_sm_mhz, gpu_max_sm_mhz, gpu_memory_mhz,
-    gpu_processes, shared_gpu (None where unknown or without a GPU).
+    logical_cores, torch_threads, load_average (1, 5, 15 minutes), gpu, driver, gpu_sm_mhz, gpu_max_sm_mhz,
+    gpu_memory_mhz, gpu_processes, shared_gpu (None where unknown or without a GPU).
     """
     facts: dict[str, Any] = {
         "isbench": isbench.__version__,
@@ -99,7 +99,7 @@ def _parse_gpu_state(text: str) -> dict[str, Any]:
 
 
 def _parse_gpu_processes(text: str) -> dict[str, Any]:
-    """Count the processes. Numbers differ inside a container, so that ours is known to be among them but not which it is."""
+    """Count the processes. A container numbers its own, so that ours is among them but cannot be told apart."""
     count = len({line.strip() for line in text.splitlines() if line.strip().isdigit()})
     return {"gpu_processes": count, "shared_gpu": count > 1} if count else {}
 

@@ -1,10 +1,11 @@
 """The record of a run: JSON lines that are only ever appended.
 
-A record is the single source of every table and figure. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
-process working on the run. Kinds: `start` (time, resumed_at, run_id, config, data, environment), `evaluation` (COLUMNS, then
-`sampler/<diagnostic>`), `rate` (updates, learning_rate) and `end` (status: finished, diverged, skipped or interrupted; reason).
-JSON has no NaN or infinity, so a float that is not finite is written as null, which any JSON reader accepts; in `evaluation` and
-`rate` rows, where every value is a number, null is read back as NaN.
+A record is the single source of every table and figure. Each line is one row `{"kind", "attempt", ...}`; an attempt is
+one process working on the run. Kinds: `start` (time, resumed_at, run_id, config, num_parameters, data, environment),
+`evaluation` (COLUMNS, then `sampler/<diagnostic>`), `rate` (updates and learning_rate, two lists) and `end` (status:
+finished, diverged, skipped, interrupted or failed; reason). JSON has no NaN or infinity, so a float that is not finite
+is written as null, which any JSON reader accepts; in `evaluation` and `rate` rows, which hold nothing but numbers, null
+is read back as NaN.
 """
 
 import json
@@ -67,7 +68,8 @@ class Record:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path}: {error.strerror}; make room or correct its permissions, then run the same command again"
+                f"cannot write {self.path}: {error.strerror}; "
+                "make room or correct its permissions, then run the same command again"
             ) from error
         return row
 
@@ -90,8 +92,8 @@ def read_rows(path: Path) -> list[Row]:
 def effective_rows(rows: Iterable[Row]) -> list[Row]:
     """Return the evaluation rows that count, one per value of `updates`, in that order.
 
-    An attempt that resumed at `resumed_at` updates went through everything later again, so that the rows of earlier attempts
-    beyond that point no longer count.
+    An attempt that resumed at `resumed_at` updates went through everything later again, so that the rows of earlier
+    attempts beyond that point no longer count.
     """
     counted: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: row["attempt"]):
@@ -132,5 +134,11 @@ def _parse(line: bytes) -> Row | None:
     if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("attempt"), int)):
         return None
     if row["kind"] in ("evaluation", "rate"):
-        return {key: math.nan if value is None else value for key, value in row.items()}
+        return {key: _null_as_nan(value) for key, value in row.items()}
     return row
+
+
+def _null_as_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_null_as_nan(item) for item in value]
+    return math.nan if value is None else value

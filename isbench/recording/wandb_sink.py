@@ -1,10 +1,10 @@
 """Weights & Biases as a mirror of the record: the same evaluation rows, under the same run id.
 
-W&B may wait for a server far longer than any timeout it is given, also when Python exits. It therefore runs in a process of its
-own, which this module starts and, when its time is up, ends; the training process never imports wandb. The two talk in JSON
-lines. What is sent also lies in the run's folder (`wandb/offline-run-*` or `wandb/run-*`), for `wandb sync`. Rows carry their own
-step: a resumed run leaves one folder per attempt, which `wandb sync` joins. The host's name, users, paths and installed packages
-are left out.
+W&B may wait for a server far longer than any timeout it is given, also when Python exits. It therefore runs in a
+process of its own, which this module starts and, when its time is up, ends; the training process never imports wandb.
+The two talk in JSON lines. What is sent also lies in the run's folder (`wandb/offline-run-*` or `wandb/run-*`), for
+`wandb sync`. Rows carry their own step: a resumed run leaves one folder per attempt, which `wandb sync` joins. The
+host's name, users, paths and installed packages are left out.
 """
 
 import json
@@ -40,9 +40,9 @@ class NullSink:
 class WandbSink:
     """Send evaluation rows to a W&B run, to a server (`online`) or to the disk (`offline`).
 
-    Building one waits until W&B has started (about a second, `timeout_seconds` at most), so that none of it falls into timed
-    training. Online falls back to offline, with one logged line, if there is no account or no server answers by then. Nothing
-    here raises on W&B's account: a run is never lost to its dashboard.
+    Building one waits until W&B has started (about a second, `timeout_seconds` at most), so that none of it falls into
+    timed training. Online falls back to offline, with one logged line, if there is no account or no server answers by
+    then. Nothing here raises on W&B's account: a run is never lost to its dashboard.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> No
 
 
 def _mirror() -> int:
-    """Be the other process: messages come on standard input, the answer goes to standard output. Returns an exit status."""
+    """Be the other process: messages on standard input, the answer on standard output. Returns an exit status."""
     # A scheduler signals every process of a job; the end of the input says when to stop.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

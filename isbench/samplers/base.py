@@ -3,7 +3,7 @@
 A sampler decides which examples the next update trains on and with which weights. It sees a `Workspace` and nothing
 else of the program. One contract carries every family of methods:
 
-- forward-all-backward-some and full refreshes of a history are work inside `draw`, so they are timed like anything else;
+- forward-all-backward-some and full refreshes of a history are work inside `draw`, timed like anything else;
 - what a history method needs comes back from the training forward, already paid for, in `observe`;
 - weights that depend on the training forward itself are changed in `reweight`, between forward and backward;
 - a method whose update is worth more than one uniform update says so in `gain`.
@@ -41,6 +41,9 @@ class Sampler(nn.Module):
 
     def allocate(self, workspace: "Workspace") -> None:
         """Check sizes (raise `Incompatible`) and register buffers for all that must survive a resume."""
+
+    def warm_up(self) -> None:
+        """Do once, untimed, what the first steps may not come to. Every trace of it is undone."""
 
     def draw(self, progress: Progress) -> Draw:
         """Choose the examples of the next update."""
@@ -103,8 +106,8 @@ class EpochSampler(Sampler):
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
     """Return `values` (k,) with each replaced by that of the last position holding the same index (k,).
 
-    Draws with replacement repeat examples. Writing the result, `state[indices] = last_of_repeats(indices, values)`, gives
-    the same state in whatever order a device writes.
+    Draws with replacement repeat examples. Writing `state[indices] = last_of_repeats(indices, values)` gives the same
+    state in whatever order a device writes.
     """
     k = len(indices)
     same = indices[:, None] == indices[None, :]

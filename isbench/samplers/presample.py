@@ -57,6 +57,10 @@ class GatedPresample(Sampler):
     def allocate(self, workspace) -> None:
         self.register_buffer("tau", torch.zeros((), dtype=torch.float64))
 
+    def warm_up(self) -> None:
+        num_scored, _ = self.sizes(max(1.0, self.tau_threshold))  # the gate is closed at first
+        self.workspace.score(self.workspace.fetch(self.workspace.uniform(num_scored)), self.signal)
+
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
         tau = float(self.tau)

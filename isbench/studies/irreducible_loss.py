@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from isbench.build import build, resolve_device
-from isbench.config import RunConfig
+from isbench.config import RunConfig, default_data_dir
 from isbench.errors import Diverged, Incompatible, UserError
 from isbench.recording.record import read_rows
 from isbench.samplers.base import EpochSampler
@@ -92,7 +92,9 @@ def main(arguments: list[str]) -> None:
     starts = [row for row in read_rows(record) if row["kind"] == "start"]
     if not starts:
         sys.exit(f"isbench: {record}: no run is recorded there; name the record.jsonl in its folder")
-    config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"])
+    if not path.parent.is_dir():
+        sys.exit(f"isbench: {path}: there is no folder {path.parent}")
+    config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"] | {"data_dir": default_data_dir()})
     apply_numerics(config.numerics)
     try:
         table = irreducible_loss(config)

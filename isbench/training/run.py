@@ -2,12 +2,14 @@
 
 import fcntl
 import gc
+import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any
 import torch
 
 from isbench.build import Parts, build, num_parameters, resolve_device
-from isbench.config import Numerics, RunConfig, run_folder, run_id
-from isbench.errors import Diverged, Interrupted, UserError
+from isbench.config import Numerics, RunConfig, recorded, run_folder, run_id
+from isbench.errors import ConfigError, Diverged, Interrupted, UserError
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
 from isbench.recording.record import Record, last_status, read_rows
@@ -28,7 +30,6 @@ from isbench.training.evaluate import evaluate
 from isbench.training.loop import train
 
 log = getLogger("isbench")
-EVALUATION_CHUNK = 1000
 DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share of them in a parallel grid
 TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
 
@@ -59,6 +60,10 @@ def run(config: RunConfig) -> Outcome:
         return Outcome(folder, *status)
     apply_numerics(config.numerics)
     parts = build(config, device)
+    try:
+        parts.warm_up()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
     with locked(folder):
         return Attempt(config, folder, parts).run()
 
@@ -69,17 +74,34 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     folder = run_folder(config)
     with locked(folder):
         record = Record(folder / "record.jsonl")
-        record.append("start", time=_now(), resumed_at=0, run_id=run_id(config), config=asdict(config))
+        record.append("start", time=_now(), resumed_at=0, run_id=run_id(config), config=recorded(config))
         record.append("end", status="skipped", reason=reason)
     return Outcome(folder, "skipped", reason)
 
 
 def apply_numerics(numerics: Numerics) -> None:
     """Set determinism, precision and threads for this process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; read when CUDA starts
     torch.use_deterministic_algorithms(numerics.deterministic)
     torch.backends.cudnn.benchmark = not numerics.deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
     torch.set_num_threads(numerics.threads or DEFAULT_THREADS)
+
+
+def share_machine(config: RunConfig, jobs: int, number: int) -> None:
+    """Give the `number`-th of several simultaneous runs its GPU.
+
+    Raises:
+        ConfigError: the budget is in seconds, and runs would have to share a device.
+    """
+    gpus = torch.cuda.device_count() if resolve_device(config.device).type == "cuda" else 0
+    if config.budget.unit == "seconds" and not 1 <= jobs <= gpus:
+        raise ConfigError(
+            f"hydra.launcher.n_jobs={jobs} with budget.unit=seconds: runs that share a device cannot be timed; "
+            "use launcher=local, or as many jobs as GPUs"
+        )
+    if gpus:
+        torch.cuda.set_device(number % gpus)
 
 
 @contextmanager
@@ -147,7 +169,6 @@ class Attempt:
     def run(self) -> Outcome:
         """Resume if there is a checkpoint, train to the end of the budget, close the record."""
         parts = self.parts
-        parts.warm_up()
         self.resume()
         progress = parts.progress
         self.boundaries = Boundaries(parts.budget, self.config.evaluation.points, progress)
@@ -156,7 +177,7 @@ class Attempt:
             time=_now(),
             resumed_at=progress.updates,
             run_id=self.id,
-            config=asdict(self.config),
+            config=recorded(self.config),
             num_parameters=num_parameters(parts.model),
             data={
                 "provenance": parts.source.provenance,
@@ -174,7 +195,7 @@ class Attempt:
             tags=logging.tags,
             run_id=self.id,
             name=self.folder.name,
-            config=asdict(self.config),
+            config=recorded(self.config),
             folder=self.folder,
             timeout_seconds=logging.timeout_seconds,
         )
@@ -197,7 +218,7 @@ class Attempt:
             status = "finished"
         except Diverged as error:
             status, reason = "diverged", f"{error} (sampler {self.config.sampler['name']})"
-        except Interrupted as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             reason = str(error)
             raise
         except BaseException as error:
@@ -245,11 +266,11 @@ class Attempt:
 
     def look(self, learning_rate: float, gain: float) -> None:
         """Evaluate the model and append the row."""
-        parts, progress = self.parts, self.parts.progress
-        train_chunks = (parts.dataset.plain(part) for part in self.train_subset.split(EVALUATION_CHUNK))
+        parts, progress, chunk = self.parts, self.parts.progress, self.parts.dataset.chunk_size
+        train_chunks = (parts.dataset.plain(part) for part in self.train_subset.split(chunk))
         train_loss, _ = evaluate(parts.model, parts.criterion, train_chunks)
-        starts = range(0, parts.dataset.num_test, EVALUATION_CHUNK)
-        test_chunks = (parts.dataset.test_chunk(start, start + EVALUATION_CHUNK) for start in starts)
+        starts = range(0, parts.dataset.num_test, chunk)
+        test_chunks = (parts.dataset.test_chunk(start, start + chunk) for start in starts)
         test_loss, test_error = evaluate(parts.model, parts.criterion, test_chunks)
         row = self.record.append(
             "evaluation",
@@ -268,6 +289,8 @@ class Attempt:
         )
         self.sink.log(row)
         self.console.update(parts.budget.fraction(progress), row)
+        if not math.isfinite(train_loss + test_loss):
+            raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
 
 
 def _now() -> str:

@@ -35,7 +35,7 @@ def cosine(final: float = 0.0) -> Schedule:
 
 def exponential(factor: float, drops: int) -> Schedule:
     """Return factor ** k in the k-th of `drops` equal parts of the budget (one part an epoch in RAIS's experiments)."""
-    return lambda fraction: factor ** math.floor(fraction * drops)
+    return lambda fraction: factor ** math.floor(fraction * drops + 1e-9)  # 29 / 100 * 100 is a little below 29
 
 
 def inverse_square_root(span: float) -> Schedule:

@@ -36,7 +36,6 @@ class Workspace:
         streams: Streams,
         progress: Progress,
         budget: Budget,
-        score_chunk: int = 4096,
     ):
         self.dataset = dataset
         self.model = model
@@ -45,7 +44,7 @@ class Workspace:
         self.streams = streams
         self.progress = progress
         self.budget = budget
-        self.score_chunk = score_chunk
+        self.score_chunk = dataset.chunk_size
         self.device = streams.device
         self.num_examples = dataset.num_examples
         self.num_classes = dataset.num_classes
@@ -56,6 +55,7 @@ class Workspace:
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
+        self._gradient_chunk = max(1, self.score_chunk // 8)  # activations are kept for the backward pass
 
     def fraction(self) -> float:
         """Return the share of the run's budget that is spent, from 0 to about 1."""
@@ -119,7 +119,7 @@ class Workspace:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradient = [torch.zeros_like(p) for p in parameters]
         self.model.eval()
-        for indices in torch.arange(self.num_examples, device=self.device).split(self.score_chunk):
+        for indices in torch.arange(self.num_examples, device=self.device).split(self._gradient_chunk):
             batch = self._look_at(indices)
             loss = self.criterion(self.model(batch.inputs), batch.targets).sum() / self.num_examples
             torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
