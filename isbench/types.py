@@ -45,7 +45,7 @@ class Draw:
 
     batch: Batch
     weights: Tensor  # (n,) float32
-    memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n,) each: what the method must recall of this draw
+    memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ...) each: what the method must recall of this draw
 
 
 class Forward(NamedTuple):
