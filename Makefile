@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test results lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,8 +23,12 @@ demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then wri
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
 
+results: $(STAMP) ## put the demo's runs into results/ and README
+	@$(BIN)/python scripts/collect.py runs/demo demo
+	@$(BIN)/python scripts/readme.py
+
 lint: $(STAMP) ## check style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy isbench
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy isbench benchmarks
 
 format: $(STAMP) ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -110,11 +110,10 @@ def test_histories_features_and_rows_against_slow_versions() -> None:
     assert repeats > 10 and min(map(len, history)) < HISTORY < max(map(len, history))
     expected = torch.tensor([features(i) for i in range(160)])
     assert torch.allclose(sampler.features, expected, rtol=1e-5, atol=1e-6)
-    for column, stored in enumerate((sampler.fit_features, sampler.fit_norms, sampler.fit_weights)):
-        latest = torch.zeros_like(stored)
-        for position, row in enumerate(rows):
-            latest[position % 64] = torch.tensor(row[column])
-        assert torch.allclose(stored, latest, rtol=1e-5, atol=1e-6)
+    latest = torch.zeros_like(sampler.rows)
+    for position, (row, norm, weight) in enumerate(rows):
+        latest[position % 64] = torch.tensor([*row, norm, weight])
+    assert torch.allclose(sampler.rows, latest, rtol=1e-5, atol=1e-6)
 
 
 def test_probabilities_and_frequencies_of_the_mixture() -> None:
@@ -124,8 +123,7 @@ def test_probabilities_and_frequencies_of_the_mixture() -> None:
     assert p.max() > 3 * p.min(), "the test needs an uneven distribution"
     draw = sampler.draw(parts.progress)
     assert torch.allclose(draw.weights.double(), 1 / (160 * p[draw.batch.indices]), rtol=1e-5)
-    total, k = sampler._mixture()
-    counts = torch.bincount(sampler._sample(200_000, total, k), minlength=160)
+    counts = torch.bincount(sampler._sample(200_000, *sampler._mixture()), minlength=160)
     expected = 200_000 * p
     statistic = float(((counts - expected).square() / expected).sum())  # chi-square with 159 degrees of freedom
     assert abs(statistic - 159) < 4 * math.sqrt(2 * 159)
@@ -207,12 +205,12 @@ def test_gain_is_limited_and_the_limit_logged() -> None:
     parts = build_rais("sampler.max_gain=5")
     sampler = parts.sampler
     sampler.units.fill_(1.0)
-    sampler.moments.copy_(torch.tensor([1.0, 0.0, 16 * 7.0]))  # R, R1, U1; b = 16
+    sampler.moments.copy_(torch.tensor([1.0, 16 * 16 * 7.0]))  # R, b (U1 - R1); b = 16
     assert sampler.diagnostics()["gain_ratio"] == 8.0
     assert sampler.gain() == 5.0 and sampler.diagnostics()["gains_clipped"] == 1.0
-    sampler.moments.copy_(torch.tensor([1.0, 16 * 7.0, 0.0]))
+    sampler.moments.copy_(torch.tensor([1.0, -16 * 16 * 7.0]))
     assert sampler.gain() == 1.0 and sampler.diagnostics()["gains_clipped"] == 1.0
-    sampler.moments.copy_(torch.tensor([torch.nan, 1.0, 2.0]))
+    sampler.moments.copy_(torch.tensor([torch.nan, 1.0]))
     assert math.isnan(sampler.gain())
 
 
@@ -239,8 +237,10 @@ def test_every_example_keeps_a_chance() -> None:
     sampler = parts.sampler
     sampler.features[:, 1:] = 0
     sampler.features[80:, 1:] = 1
-    sampler.fit_features[:] = sampler.features[64:128]
-    sampler.fit_norms[:] = sampler.features[64:128, 1]  # exactly 0 or 1, as predicted: the first half needs no visit
+    sampler.rows[:, :NUM_FEATURES] = sampler.features[64:128]
+    sampler.rows[:, NUM_FEATURES] = sampler.features[
+        64:128, 1
+    ]  # exactly 0 or 1, as predicted: the first half needs no visit
     sampler._fit()
     draw = sampler.draw(parts.progress)
     assert true_probabilities(sampler).min() > 0
@@ -250,7 +250,7 @@ def test_every_example_keeps_a_chance() -> None:
 def test_a_nan_reaches_the_weights() -> None:
     parts = trained_rais()
     sampler = parts.sampler
-    sampler.fit_norms[5] = torch.nan
+    sampler.rows[5, NUM_FEATURES] = torch.nan
     sampler._fit()
     assert sampler.draw(parts.progress).weights.isnan().all()
 

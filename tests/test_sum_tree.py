@@ -52,6 +52,23 @@ def test_inverse_of_the_running_sum(n: int, shape: str) -> None:
     assert np.array_equal(tree.draw_at(masses + 0.5).numpy(), slow)
 
 
+@pytest.mark.parametrize("n", SIZES)
+def test_sets_side_by_side(n: int, shape: str) -> None:
+    """A running sum over both sets, their totals, and changes to either."""
+    weights = torch.randint(0, 4, (2, n), generator=generator(2)).double()
+    weights[:, n // 2] += 1
+    tree = SumTree(n, num_sets=2)
+    tree.fill(weights)
+    for _ in range(2):
+        assert torch.equal(tree.totals(), weights.sum(dim=1)) and tree.total() == weights.sum()
+        masses = torch.arange(int(weights.sum()), dtype=torch.float64)
+        slow = np.searchsorted(np.cumsum(weights.flatten().numpy()), masses.numpy(), side="right") % n
+        assert np.array_equal(tree.draw_at(masses).numpy(), slow)
+        changed = torch.tensor([0, n - 1])
+        weights[:, changed] = torch.tensor([[3.0], [5.0]]).double()
+        tree.put(torch.cat([changed, tree.stride + changed]), weights[:, changed].flatten())
+
+
 def test_shapes_differ(shape: str) -> None:
     levels = len(SumTree(5000)._levels)
     assert levels == (3 if shape == "three levels" else 1)

@@ -109,10 +109,9 @@ def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
     Draws with replacement repeat examples. Writing `state[indices] = last_of_repeats(indices, values)` gives the same
     state in whatever order a device writes.
     """
-    k = len(indices)
-    same = indices[:, None] == indices[None, :]
-    last = torch.where(same, torch.arange(k, device=indices.device), -1).amax(dim=1)
-    return values[last]
+    order = torch.arange(1, len(indices) + 1, dtype=torch.int32, device=indices.device)
+    last = (indices[:, None].eq(indices) * order).argmax(dim=1)
+    return values.index_select(0, last)
 
 
 def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

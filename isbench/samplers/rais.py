@@ -43,7 +43,7 @@ class RAIS(Sampler):
 
     The first pass is in shuffled order, then sampling is uniform until the first fit. An example is drawn with
     probability p_i proportional to <c, s_i> + k <d, s_i> (Proposition 4.1) and weighted by 1 / (N p_i). A step does no
-    work over N: the draw is a mixture of two distributions, each in a sum tree in which only visited examples change.
+    work over N: both terms lie in a sum tree, side by side, in which only visited examples change.
 
     The paper records the gradient norm at the loss layer in place of the whole gradient's, and does not say how its
     gain ratio, r = 1 + (U1 - R1) / (b R), brings the units of U1 and R1 together with those of R, the squared norm of
@@ -77,22 +77,18 @@ class RAIS(Sampler):
         weighted_norm: weight the statistics of batch norm by 1 / (N p_i).
 
     Estimator: unbiased (of the examples in their stored views), outliers aside
-    Memory: 130 bytes per example; 4 more and the size of a view where offsets are a feature
+    Memory: 133 bytes per example; 4 more and the size of a view where offsets are a feature
     Cost: O(log N) per draw; a convex fit and O(N) predictions every ceil(|D| / b) updates
     Host reads: 1 per update (the gain; none without), about 30 per fit
     """
 
-    history: Tensor
-    lengths: Tensor
-    features: Tensor
+    examples: Tensor
     next_views: Tensor
-    fit_features: Tensor
-    fit_norms: Tensor
-    fit_weights: Tensor
-    c: Tensor
-    d: Tensor
-    moments: Tensor
-    units: Tensor
+    rows: Tensor
+    coefficients: Tensor
+    scales: Tensor
+    set_starts: Tensor
+    averages: Tensor
     clipped: Tensor
 
     def __init__(
@@ -142,37 +138,62 @@ class RAIS(Sampler):
         self.stores_views = self.has_offset and fixed is None
         if self.stores_views:
             self.register_buffer("next_views", workspace.draw_views(num_examples))
-        size = NUM_FEATURES + self.has_offset
+        size = self.size = NUM_FEATURES + self.has_offset
 
-        self.register_buffer("history", torch.zeros(num_examples, HISTORY))  # latest first
-        self.register_buffer("lengths", torch.zeros(num_examples, dtype=torch.uint8))
-        self.register_buffer("features", torch.zeros(num_examples, size))  # s_i, from history and next view
+        # What belongs to an example lies side by side, so that a step gathers and scatters it once: its features s_i,
+        # computed from the rest and the next view; how many norms are recorded; the last of them, latest first.
+        self.register_buffer("examples", torch.zeros(num_examples, size + 1 + HISTORY))
         self.features[:, BIAS] = 1
         if self.has_offset:
             self.features[:, -1] = workspace.view_offset(self.next_views if fixed is None else fixed)
-        self.predictions = SumTree(num_examples)  # <c, s_i>
-        self.uncertainties = SumTree(num_examples)  # <d, s_i>
-        self.uncertainties.fill(torch.ones(num_examples, dtype=torch.float64))
-        self.register_buffer("fit_features", torch.zeros(rows, size))
-        self.register_buffer("fit_norms", torch.zeros(rows))
-        self.register_buffer("fit_weights", torch.zeros(rows))
-        self.register_buffer("c", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("d", torch.eye(size, dtype=torch.float64)[BIAS].clone())
-        self.register_buffer("moments", torch.zeros(3, dtype=torch.float64))  # averages of R, R1, U1
-        self.register_buffer("units", torch.zeros(2, dtype=torch.float64))  # of squared norms, whole and loss layer
+        self.register_buffer("rows", torch.zeros(rows, size + 2))  # of the fit: features, norm, weight
+        self.register_buffer("coefficients", torch.zeros(2, size, dtype=torch.float64))  # c, d
+        self.d[BIAS] = 1
+        # The tree holds <c, s_i>, then <d, s_i> times k as it was at the last fit. Both then have the unit of norms,
+        # and neither is lost to rounding in the running sums of the other.
+        self.register_buffer("scales", torch.ones(2, 1, dtype=torch.float64))  # 1 and that k
+        self.tree = SumTree(num_examples, num_sets=2)
+        self.tree.fill(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+        self.register_buffer("set_starts", torch.tensor([[0], [self.tree.stride]]), persistent=False)
+        self.register_buffer("averages", torch.zeros(4, dtype=torch.float64))  # moments and units
         self.register_buffer("clipped", torch.zeros((), dtype=torch.int64))  # updates whose gain was limited
+
+    @property
+    def features(self) -> Tensor:
+        """The features s_i of all examples (N, F)."""
+        return self.examples[:, : self.size]
+
+    @property
+    def c(self) -> Tensor:
+        return self.coefficients[0]
+
+    @property
+    def d(self) -> Tensor:
+        return self.coefficients[1]
+
+    @property
+    def moments(self) -> Tensor:
+        """Averages of R and of b (U1 - R1), (2,)."""
+        return self.averages[:2]
+
+    @property
+    def units(self) -> Tensor:
+        """Averages of the squared norms of whole and loss-layer gradients, (2,)."""
+        return self.averages[2:]
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
-        total, k = self._mixture()
+        predicted, total, k = self._mixture()
         if progress.examples_trained < workspace.num_examples:
             indices = workspace.candidates(workspace.batch_size)
         else:
-            indices = self._sample(workspace.batch_size, total, k)
-        predictions, uncertainties = self.predictions[indices], self.uncertainties[indices]
-        weights = total / (workspace.num_examples * (predictions + k * uncertainties))
+            indices = self._sample(workspace.batch_size, predicted, total, k)
+        examples = self.examples.index_select(0, indices)
+        prediction, uncertainty = self._predictions(examples[:, : self.size]).unbind()
+        weights = total / workspace.num_examples / torch.addcmul(prediction, k, uncertainty)
         batch = workspace.fetch(indices, self.next_views[indices] if self.stores_views else None)
-        return Draw(batch, weights.float(), {"prediction": predictions, "uncertainty": uncertainties})
+        memo = {"examples": examples, "prediction": prediction, "uncertainty": uncertainty}
+        return Draw(batch, weights.float(), memo)
 
     def reweight(self, draw: Draw, signals: Signals) -> Tensor:
         if self.outlier_threshold is None:
@@ -188,12 +209,12 @@ class RAIS(Sampler):
             since = update - self.first_fit
             if self.calibration == "full_gradient" and since >= 0 and since % self.calibrate_every == 0:
                 self._calibrate(draw)
-        self._remember(draw.batch.indices, signals[NORM])
+        examples = self._remember(draw, signals[NORM])
         if update >= self.first_fit:
             if update % self.fit_period == 0:
                 self._fit()
             else:
-                self._predict(draw.batch.indices)
+                self._predict(draw.batch.indices, examples)
 
     def gain(self) -> float:
         """Return the estimated gain ratio (section 4.4, equation 7), between 1 and `max_gain`. One host read."""
@@ -205,57 +226,68 @@ class RAIS(Sampler):
         return min(max(ratio, 1.0), self.max_gain)
 
     def diagnostics(self) -> dict[str, float]:
-        total, k = self._mixture()
-        numbers = {"share_uncertainty": float(k * self.uncertainties.total() / total)}
+        predicted, total, _ = self._mixture()
+        numbers = {"share_uncertainty": float(1 - predicted / total)}
         if self.has_gain:
             ratio, unit = self._gain_ratio()
             numbers.update(gain_ratio=ratio, kappa=unit**0.5, gains_clipped=float(self.clipped))
         return numbers
 
-    def _mixture(self) -> tuple[Tensor, Tensor]:
-        """Return the sum of all v_i, and k."""
-        uncertainty = self.uncertainties.total()
-        k = robust_scale(uncertainty, self.workspace.num_examples)
-        return self.predictions.total() + k * uncertainty, k
+    def _predictions(self, features: Tensor) -> Tensor:
+        """Return <c, s> and <d, s> of features s (n, F), (2, n)."""
+        return self.coefficients @ features.double().T
 
-    def _sample(self, size: int, total: Tensor, k: Tensor) -> Tensor:
-        """Draw from p: from the tree of predictions or of uncertainties, by their shares of the sum of all v_i."""
+    def _mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sum of all <c, s_i>, the sum of all v_i, and k."""
+        predicted, uncertainty = (self.tree.totals() / self.scales[:, 0]).unbind()
+        k = robust_scale(uncertainty, self.workspace.num_examples)
+        return predicted, torch.addcmul(predicted, k, uncertainty), k
+
+    def _sample(self, size: int, predicted: Tensor, total: Tensor, k: Tensor) -> Tensor:
+        """Draw from p. A mass beyond the first set of the tree shrinks as k has grown since the second was filled."""
         device, generator = self.workspace.device, self.workspace.generator
         masses = torch.rand(size, dtype=torch.float64, device=device, generator=generator) * total
-        beyond = masses - self.predictions.total()
-        by_uncertainty = self.uncertainties.draw_at(beyond.clamp(min=0) / k)
-        return torch.where(beyond < 0, self.predictions.draw_at(masses), by_uncertainty)
+        beyond = (masses - predicted).clamp_(min=0)
+        return self.tree.draw_at(torch.addcmul(masses, beyond, self.scales[1] / k - 1))
 
     def _store(self, draw: Draw, norms: Tensor) -> None:
-        """Keep the batch for the fit. Features are still those of the draw."""
-        start = self.workspace.progress.examples_trained
-        rows = torch.arange(start, start + len(draw.batch), device=norms.device) % self.fit_examples
-        rows, kept = rows[-self.fit_examples :], slice(-self.fit_examples, None)
-        self.fit_features[rows] = self.features[draw.batch.indices[kept]]
-        self.fit_norms[rows] = norms[kept]
-        self.fit_weights[rows] = draw.weights[kept]
+        """Keep the batch for the fit. Features are those of the draw."""
+        features = draw.memo["examples"][:, : self.size]
+        rows = torch.cat([features, norms[:, None], draw.weights[:, None]], dim=1)
+        place = self.workspace.progress.examples_trained % self.fit_examples
+        while len(rows) > 0:
+            part = rows[: self.fit_examples - place]
+            self.rows[place : place + len(part)] = part
+            rows, place = rows[len(part) :], 0
 
-    def _remember(self, indices: Tensor, norms: Tensor) -> None:
-        """Put the norms in front of the histories, draw the views of the next visits, and update the features."""
-        norms = last_of_repeats(indices, norms)
-        history = torch.cat([norms[:, None], self.history[indices, :-1]], dim=1)
-        lengths = (self.lengths[indices] + 1).clamp_(max=HISTORY)
-        self.history[indices] = history
-        self.lengths[indices] = lengths
-        self.features[indices, :NUM_FEATURES] = history_features(history, lengths).float()
+    def _remember(self, draw: Draw, norms: Tensor) -> Tensor:
+        """Put the norms in front of the histories, draw the views of the next visits, and update the features.
+
+        Returns what is now stored of the batch's examples, alike for repeats.
+        """
+        indices, size = draw.batch.indices, self.size
+        _, offsets, lengths, history = draw.memo["examples"].split(
+            [NUM_FEATURES, size - NUM_FEATURES, 1, HISTORY], dim=1
+        )
+        history = torch.cat([norms[:, None], history[:, :-1]], dim=1)
+        lengths = (lengths + 1).clamp_(max=HISTORY)
         if self.stores_views:
-            views = last_of_repeats(indices, self.workspace.draw_views(len(indices)))
-            self.next_views[indices] = views
-            offsets = self.workspace.view_offset(views)
-            assert offsets is not None
-            self.features[indices, NUM_FEATURES] = offsets
+            views = self.workspace.draw_views(len(indices))
+            distances = self.workspace.view_offset(views)
+            assert distances is not None
+            offsets = distances[:, None]
+            self.next_views[indices] = last_of_repeats(indices, views)
+        features = history_features(history, lengths[:, 0]).float()
+        examples = last_of_repeats(indices, torch.cat([features, offsets, lengths, history], dim=1))
+        self.examples.index_copy_(0, indices, examples)
+        return examples
 
     def _average(self, draw: Draw, signals: Signals) -> None:
-        """Move the moments R, R1 and U1 towards those of this batch."""
-        weights = draw.weights.double()
-        weighted = weights * signals[self.gain_norm].double().square()
-        whole = signals["gradient_norm"].double().square()
-        self.moments.lerp_(torch.stack([whole, (weights * weighted).mean(), weighted.mean()]), self.smoothing)
+        """Move the moments towards those of this batch."""
+        norms = signals[self.gain_norm]
+        weighted = draw.weights * norms
+        whole, gained = signals["gradient_norm"].square(), weighted.dot(norms - weighted)
+        self.moments.lerp_(torch.stack([whole, gained]).double(), self.smoothing)
 
     def _calibrate(self, draw: Draw) -> None:
         """Move the unit of the recorded norms towards that of the first few examples of this batch, as reweighted."""
@@ -267,26 +299,25 @@ class RAIS(Sampler):
 
     def _gain_ratio(self) -> tuple[float, float]:
         """Return r and kappa^2."""
-        whole, sampled, uniform, true, recorded = torch.cat([self.moments, self.units]).tolist()
+        whole, gained, true, recorded = self.averages.tolist()
         unit = 1.0
         if self.calibration == "full_gradient":
             unit = true / recorded if recorded else 0.0
-        gained = unit * (uniform - sampled) / self.workspace.batch_size
-        return 1 + gained / max(whole, TINY), unit
+        return 1 + unit * gained / self.workspace.batch_size**2 / max(whole, TINY), unit
 
     def _fit(self) -> None:
         """Fit c and d to the recent rows, and predict all examples with them."""
-        mean = self.features.mean(dim=0, dtype=torch.float64)
-        c, d = fit(self.fit_features, self.fit_norms, self.fit_weights, mean)
-        d[BIAS] = torch.maximum(d[BIAS], SHARE_OF_BIAS * (d @ mean))
-        self.c.copy_(c)
-        self.d.copy_(d)
         features = self.features.double()
-        self.predictions.fill(features @ c)
-        self.uncertainties.fill(features @ d)
+        mean = features.mean(dim=0)
+        rows, norms, weights = self.rows.double().split([self.size, 1, 1], dim=1)
+        c, d = fit(rows, norms[:, 0], weights[:, 0], mean)
+        d[BIAS] = torch.maximum(d[BIAS], SHARE_OF_BIAS * (d @ mean))
+        self.coefficients.copy_(torch.stack([c, d]))
+        predictions = self._predictions(features)
+        self.scales[1] = robust_scale(predictions[1].sum(), len(features))
+        self.tree.fill(predictions * self.scales)
 
-    def _predict(self, indices: Tensor) -> None:
+    def _predict(self, indices: Tensor, examples: Tensor) -> None:
         """Predict the visited examples anew."""
-        features = self.features[indices].double()
-        self.predictions.update(indices, features @ self.c)
-        self.uncertainties.update(indices, features @ self.d)
+        predictions = self._predictions(examples[:, : self.size])
+        self.tree.put((self.set_starts + indices).view(-1), (predictions * self.scales).view(-1))

@@ -17,12 +17,16 @@ MAX_ROOT = 2**14
 
 
 class SumTree(nn.Module):
-    """Non-negative weights of `num_leaves` items, held in buffers; all zero at first.
+    """Non-negative weights of `num_items` items, held in buffers; all zero at first.
+
+    There may be several sets of weights for the same items. They lie one after the other, so that one call draws from
+    or changes all of them; each begins with a node of the root, so that the totals of the sets are sums of nodes. Leaf
+    `set * stride + item` holds a weight.
 
     An item of zero weight is never drawn while the total is positive and finite; otherwise the indices drawn are
     arbitrary, but valid.
 
-    Memory: 8.3 bytes per leaf. Cost: O(log N) per item drawn or updated. Host reads: none.
+    Memory: 8.3 bytes per weight. Cost: O(log N) per item drawn or updated. Host reads: none.
     """
 
     leaves: Tensor  # (rows, 64), filled up with zeros
@@ -30,35 +34,47 @@ class SumTree(nn.Module):
     running: Tensor  # sums of the first 0, 1, ... nodes of the root
     zero: Tensor
 
-    def __init__(self, num_leaves: int):
+    def __init__(self, num_items: int, num_sets: int = 1):
         super().__init__()
-        self.num_leaves = num_leaves
-        self._levels: list[str] = []  # below the root, from the leaves upwards
-        size = num_leaves
-        while not self._levels or size > MAX_ROOT:
-            size = -(-size // FAN_OUT)
-            self._levels.append(f"level_{len(self._levels)}" if self._levels else "leaves")
-            self.register_buffer(self._levels[-1], torch.zeros(size, FAN_OUT, dtype=torch.float64))
+        self.num_items = num_items
+        self.num_sets = num_sets
+        depth = 1  # levels below the root
+        while num_sets * ceil_div(num_items, FAN_OUT**depth) > MAX_ROOT:
+            depth += 1
+        self._levels = ["leaves", *(f"level_{i}" for i in range(1, depth))]
+        self.stride = ceil_div(num_items, FAN_OUT**depth) * FAN_OUT**depth
+        size = num_sets * self.stride
+        for name in self._levels:
+            size //= FAN_OUT
+            self.register_buffer(name, torch.zeros(size, FAN_OUT, dtype=torch.float64))
         self.register_buffer("root", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("running", torch.zeros(size + 1, dtype=torch.float64))
         self.register_buffer("zero", torch.zeros((), dtype=torch.float64), persistent=False)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Return the weights at `indices` (k,), float64."""
+        """Return the weights at the leaves `indices` (k,), float64."""
         return self.leaves.view(-1).index_select(0, indices)
 
     def total(self) -> Tensor:
         """Return the sum of all weights, ()."""
         return self.running[-1]
 
+    def totals(self) -> Tensor:
+        """Return the sum of each set, (num_sets,)."""
+        return self.root.view(self.num_sets, -1).sum(dim=1)
+
     def update(self, indices: Tensor, weights: Tensor) -> None:
-        """Set the weights (k,) at `indices` (k,); of a repeated index the last counts."""
+        """Set the weights (k,) at the leaves `indices` (k,); of a repeated index the last counts."""
         leaves = self.leaves.view(-1)
         # The last of the repeats wins on any device: positions compete in the leaves, which are overwritten next.
         positions = torch.arange(len(indices), dtype=torch.float64, device=leaves.device)
         leaves.scatter_reduce_(0, indices, positions, "amax", include_self=False)
         last = leaves.index_select(0, indices).long()
-        leaves.index_copy_(0, indices, weights.double().index_select(0, last))
+        self.put(indices, weights.double().index_select(0, last))
+
+    def put(self, indices: Tensor, weights: Tensor) -> None:
+        """Set the weights (k,), float64, at the leaves `indices` (k,); repeats of an index have equal weights."""
+        self.leaves.view(-1).index_copy_(0, indices, weights)
         nodes, level = indices, self.leaves
         for name in [*self._levels[1:], "root"]:
             nodes = nodes // FAN_OUT
@@ -68,17 +84,17 @@ class SumTree(nn.Module):
         self._sum_root()
 
     def fill(self, weights: Tensor) -> None:
-        """Set all weights, (num_leaves,) or one number."""
-        self.leaves.view(-1)[: self.num_leaves] = weights
+        """Set all weights, (num_items,) or (num_sets, num_items)."""
+        self.leaves.view(self.num_sets, -1)[:, : self.num_items] = weights
         level = self.leaves
         for name in [*self._levels[1:], "root"]:
             sums = level.sum(dim=1)
             level = getattr(self, name)
-            level.view(-1)[: len(sums)] = sums
+            level.view(-1).copy_(sums)
         self._sum_root()
 
     def draw(self, k: int, generator: torch.Generator, stratified: bool = False) -> Tensor:
-        """Return k indices (k,) drawn with replacement, proportionally to the weights.
+        """Return k items (k,) drawn with replacement, proportionally to the weights.
 
         If stratified, one is drawn from each of k equal parts of the total, in this order.
         """
@@ -88,7 +104,7 @@ class SumTree(nn.Module):
         return self.draw_at(masses * self.total())
 
     def draw_at(self, masses: Tensor) -> Tensor:
-        """Return the indices (k,) at which the running sum of the weights first exceeds `masses` (k,).
+        """Return the items (k,) at which the running sum of the weights, set after set, first exceeds `masses` (k,).
 
         Masses lie from 0 to the total. One that rounding has carried to the end of its row is put back inside: the
         first running sum to exceed a mass is then that of an item that is not zero.
@@ -105,10 +121,14 @@ class SumTree(nn.Module):
             nodes = torch.add(children[:, 0], nodes, alpha=FAN_OUT)
             if name != "leaves":
                 masses = (masses - (sums - rows).gather(1, children)).clamp_(min=0)
-        return nodes.clamp_(max=self.num_leaves - 1)
+        return nodes.remainder_(self.stride).clamp_(max=self.num_items - 1)
 
     def _sum_root(self) -> None:
         self.running[1:] = running_sums(self.root)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def running_sums(rows: Tensor) -> Tensor:

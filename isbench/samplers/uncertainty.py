@@ -6,6 +6,8 @@ Q(s, v) = (<c, s> - v)^2 / <d, s>, and the set is all norms whose mean Q over th
 functions. The solver is our own; that of the paper is not in its main text.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,27 @@ def history_features(history: Tensor, lengths: Tensor) -> Tensor:
         history: the last norms (n, HISTORY), latest first, 0 where there is none.
         lengths: how many there are (n,).
     """
+    windows, shares = _window_constants(history.device)
     history = history.double()
-    windows = torch.tensor(WINDOWS, device=history.device)
-    counts = torch.minimum(lengths[:, None], windows).clamp_(min=1)
-    means = history.cumsum(1)[:, windows - 1] / counts
-    squares = history.square().cumsum(1)[:, windows - 1] / counts
-    variances = (squares - means.square()).clamp_(min=0)[:, -len(SPREAD_WINDOWS) :]
-    return torch.cat([torch.ones_like(means[:, :1]), means, variances, variances.sqrt()], dim=1)
+    sums = torch.cat([history, history.square()], dim=1) @ windows
+    means, squares = (sums * shares[lengths.long()]).split([len(WINDOWS), len(SPREAD_WINDOWS)], dim=1)
+    variances = torch.addcmul(squares, *2 * [means[:, -len(SPREAD_WINDOWS) :]], value=-1).clamp_(min=0)
+    return torch.cat([shares.new_ones(len(history), 1), means, variances, variances.sqrt()], dim=1)
+
+
+@cache
+def _window_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what sums a history beside its squares over all windows, and one over the number of values in each.
+
+    Shapes (2 HISTORY, W + S) and (HISTORY + 1, W + S) for W windows and S spread windows.
+    """
+    windows = torch.tensor([*WINDOWS, *SPREAD_WINDOWS])
+    is_square = torch.arange(len(windows)) >= len(WINDOWS)
+    position = torch.arange(HISTORY)[:, None]
+    inside = position < windows
+    lengths = torch.arange(HISTORY + 1)[:, None]
+    shares = 1 / torch.minimum(lengths, windows).clamp(min=1).double()
+    return torch.cat([inside & ~is_square, inside & is_square]).double().to(device), shares.to(device)
 
 
 def robust_scale(total_uncertainty: Tensor, num_examples: int) -> Tensor:
@@ -48,8 +64,8 @@ def robust_scale(total_uncertainty: Tensor, num_examples: int) -> Tensor:
 
 def outlier_factor(norms: Tensor, predictions: Tensor, uncertainties: Tensor, threshold: float) -> Tensor:
     """Return what scales each loss (n,) down until Q equals `threshold`; 1 where Q is within it or v <= <c, s>."""
-    largest = predictions + (threshold * uncertainties).sqrt()
-    return torch.where(norms > largest, largest / norms, 1.0)
+    largest = predictions + (threshold * uncertainties).sqrt_()
+    return (largest / norms).clamp_(max=1)
 
 
 def fit(features: Tensor, norms: Tensor, weights: Tensor, mean_features: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,9 +111,9 @@ class _Problem:
 
     def ratios(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return per row 1 / u, r / u and (r^2 + RESOLUTION^2) / u^2; r = <c, s> - v, u = <d, s>."""
-        c, d = x.split(len(self.cost))
-        inverse = 1 / (d @ self.columns)
-        ratio = (c @ self.columns - self.norms) * inverse
+        prediction, uncertainty = x.view(2, -1) @ self.columns
+        inverse = 1 / uncertainty
+        ratio = (prediction - self.norms) * inverse
         return inverse, ratio, ratio.square() + (RESOLUTION * inverse).square()
 
     def value(self, x: Tensor) -> Tensor:
@@ -107,16 +123,12 @@ class _Problem:
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradient (2F,) and Hessian (2F, 2F)."""
         inverse, ratio, square = self.ratios(x)
-        first = self.columns @ (2 * self.weights * ratio)
-        second = self.cost - self.columns @ (self.weights * square)
+        first, second = torch.stack([2 * self.weights * ratio, self.weights * square]) @ self.columns.T
         curvature = 2 * self.weights * inverse
-        mixed = self._gram(-curvature * ratio)
-        top = torch.cat([self._gram(curvature), mixed], dim=1)
-        hessian = torch.cat([top, torch.cat([mixed, self._gram(curvature * square)], dim=1)])
-        return torch.cat([first, second]) * self.live, hessian * self.live * self.live[:, None]
-
-    def _gram(self, factors: Tensor) -> Tensor:
-        return (self.columns * factors) @ self.columns.T
+        factors = torch.stack([curvature, -curvature * ratio, curvature * square])
+        predictions, mixed, uncertainties = (factors[:, None] * self.columns) @ self.columns.T
+        hessian = torch.cat([torch.cat([predictions, mixed], dim=1), torch.cat([mixed, uncertainties], dim=1)])
+        return torch.cat([first, self.cost - second]) * self.live, hessian * self.live * self.live[:, None]
 
 
 def _minimise(problem: _Problem) -> Tensor:
