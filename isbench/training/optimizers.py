@@ -1,7 +1,7 @@
 """Optimizers with the two weight-decay conventions that the papers use.
 
-`decayed=all` is PyTorch's habit; `decayed=kernels` spares norm layers and biases, as the authors of document 001 do.
-A penalty c |w|^2 in the loss (Keras l2(c)) equals weight_decay 2c; (lambda / 2) |w|^2 equals weight_decay lambda.
+`decayed=all` is PyTorch's habit; `decayed=kernels` spares norm layers and biases, as Katharopoulos and Fleuret (2018)
+do. A penalty c |w|^2 in the loss (Keras l2(c)) equals weight_decay 2c; (lambda / 2) |w|^2 equals weight_decay lambda.
 """
 
 from collections.abc import Sequence
