@@ -69,6 +69,7 @@ def test_facts_are_not_private() -> None:
 
 def test_nothing_raises_without_commands(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
+    assert module._output(["git", "--version"]) is None
     facts = environment("cuda")
     assert facts["git_commit"] is None and facts["git_dirty"] is None and facts["torch"] == torch.__version__
 

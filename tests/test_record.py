@@ -165,6 +165,7 @@ def test_effective_rows_of_random_histories() -> None:
         ]
         expected.sort(key=lambda row: row["updates"])
         assert effective_rows(rows) == expected
+        assert effective_rows(sorted(rows, key=lambda row: -row["attempt"])) == expected
         assert len({row["updates"] for row in expected}) == len(expected)
 
 

@@ -91,7 +91,7 @@ def read_back(folder: Path) -> list[list[dict[str, Any]]]:
     """Read each of a run's files, in the order they were begun, with W&B's own reader."""
     files = []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        command = [WANDB, "leet", "inspect", "--json", path]
+        command = [str(WANDB), "leet", "inspect", "--json", str(path)]
         lines = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
         files.append([json.loads(line) for line in lines])
     return files
@@ -140,8 +140,9 @@ def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> Non
         assert (opening["run_id"], opening["display_name"], opening["resume"]) == ("abcd1234", "name", True)
         assert {key: value for key, value in opening["config"]["update"].items() if key[0] != "_"} == CONFIG
         assert "host" not in opening
+        assert "environment" not in [record["type"] for record in records], "it would name paths"
     saved = [path for path in tmp_path.glob("wandb/offline-run-*/files/**/*") if path.is_file()]
-    assert not saved, "no list of packages, no description of the host"
+    assert not saved, "no list of packages, no description of the machine"
     assert not caplog.records
 
 
