@@ -5,10 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from isbench.build import locate
 from isbench.cli import summary
+from isbench.report.measures import headline
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("Estimator", "Memory", "Cost", "Host reads")
@@ -18,12 +20,13 @@ DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train 
 
 
 def demo_table() -> str:
-    """Return the demo's table with the columns that fit a page, and the notes below it."""
+    """Return what the demo found, its table with the columns that fit a page, and the notes below it."""
     table, _, notes = (ROOT / "results" / "demo" / "table.md").read_text().strip().partition("\n\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     kept = [rows[0].index(column) for column in DEMO_COLUMNS]
     lines = ["| " + " | ".join("---" if i == 1 else row[k] for k in kept) + " |" for i, row in enumerate(rows)]
-    return "\n".join(lines) + "\n\n" + notes
+    finding = headline(pd.read_csv(ROOT / "results" / "demo" / "table.csv"))
+    return f"**{finding}**\n\n" + "\n".join(lines) + "\n\n" + notes
 
 
 def sampler_table() -> str:
