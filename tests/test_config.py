@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 
 from isbench.build import build, initial_model, load_source, locate
@@ -247,8 +246,3 @@ def test_choices_that_do_not_go_together_say_why() -> None:
             compose_config("dataset=synthetic", "model=lenet", "dataset.shape=[20,1]"), torch.device("cpu"), TickClock()
         )
     assert "\n" not in str(error.value)
-
-
-def test_yamls_hold_no_tabs_and_parse() -> None:
-    for path in config_folder().rglob("*.yaml"):
-        yaml.safe_load(path.read_text())

@@ -40,9 +40,10 @@ class NullSink:
 class WandbSink:
     """Send evaluation rows to a W&B run, to a server (`online`) or to the disk (`offline`).
 
-    Building one waits until W&B has started (about a second, `timeout_seconds` at most), so that none of it falls into
-    timed training. Online falls back to offline, with one logged line, if there is no account or no server answers by
-    then. Nothing here raises on W&B's account: a run is never lost to its dashboard.
+    Building one waits until W&B has started (about a second; `timeout_seconds` at most, and as long again for the
+    fall-back), so that none of it falls into timed training. Online falls back to offline, with one logged line, if
+    there is no account or no server answers by then. Nothing here raises on W&B's account: a run is never lost to its
+    dashboard.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class WandbSink:
             self._stop()
             self._start("offline")
             log.warning("W&B goes on offline: %s; `%s` sends the run later", answer, self._sync)
-            self._answer(deadline)
+            self._answer(time.monotonic() + timeout_seconds)  # a wait of its own: nothing may start inside the clock
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Send the numbers of an evaluation row as step `row["updates"]`. Returns at once."""
