@@ -19,10 +19,12 @@ from isbench.data.sources import Source
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
 from isbench.models.norm import use_weighted_norm
+from isbench.probes.base import Probe
 from isbench.samplers.base import Sampler
 from isbench.signals import CrossEntropy
 from isbench.training.budget import Budget
 from isbench.training.clock import Clock, WallClock
+from isbench.training.engine import Engine, memory_format
 from isbench.training.schedule import Schedule
 from isbench.training.step import TrainStep
 from isbench.training.streams import Streams, derive_seed
@@ -77,6 +79,7 @@ class Parts:
     streams: Streams
     progress: Progress
     clock: Clock
+    probe: Probe
     learning_rate: float  # the base rate, which the schedule multiplies
 
     STATEFUL = ("model", "optimizer", "sampler", "workspace", "streams", "progress")
@@ -94,14 +97,17 @@ class Parts:
             getattr(self, name).load_state_dict(state[name])
         self.clock.elapsed = self.progress.seconds
 
-    def warm_up(self, updates: int = 2) -> None:
+    def take_update(self) -> None:
+        """Take one update at the first learning rate, counted nowhere."""
+        draw = self.sampler.draw(self.progress)
+        self.sampler.observe(draw, self.step.compute_gradient(draw, self.sampler.reweight))
+        self.step.update(self.rate(0.0) * self.sampler.gain())
+
+    def warm_up(self) -> None:
         """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
         before = copy.deepcopy(self.state_dict())
-        self.sampler.warm_up()
-        for _ in range(updates):
-            draw = self.sampler.draw(self.progress)
-            self.sampler.observe(draw, self.step.compute_gradient(draw, self.sampler.reweight))
-            self.step.update(self.rate(0.0) * self.sampler.gain())
+        with self.step.engine.warm_up():
+            self.sampler.warm_up(self.take_update)
         self.step.forget()
         self.load_state_dict(before)
 
@@ -139,6 +145,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
     if not is_usable:
         raise ConfigError(f"schedule={config.schedule['name']}: with these values its factor is not a number from 0 up")
     sampler: Sampler = instantiate("sampler", config.sampler)
+    probe: Probe = instantiate("probe", config.probe)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)
     source = load_source(config.dataset, config.data_dir)
     dataset = ResidentDataset(source, augmentation, device, slots=config.slots)
@@ -149,16 +156,18 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
     model = initial_model(config.model, dataset, config.seed)
     if sampler.weighted_norm:
         use_weighted_norm(model)
-    model.to(device).train()
+    numerics = config.numerics
+    model.to(device).to(memory_format=memory_format(numerics.channels_last, numerics.precision, device)).train()
     optimizer = instantiate("optimizer", config.optimizer, model=model)
     criterion = CrossEntropy(config.label_smoothing)
     streams = Streams(config.seed, device)
     progress = Progress(dataset.num_examples)
     budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
-    workspace = Workspace(dataset, model, criterion, config.batch_size, streams, progress, budget)
+    engine = Engine(model, numerics.engine, numerics.precision, device)
+    workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget)
     sampler.bind(workspace)
-    step = TrainStep(model, criterion, optimizer, sampler.observes, config.clip_norm)
-    return Parts(
+    step = TrainStep(engine, criterion, optimizer, sampler.observes, config.clip_norm)
+    parts = Parts(
         source,
         dataset,
         model,
@@ -172,8 +181,11 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
         streams,
         progress,
         clock or WallClock(device),
+        probe,
         learning_rate=optimizer.param_groups[0]["lr"],
     )
+    probe.allocate(parts)
+    return parts
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isbench.config import config_folder, nearest, validate
-from isbench.errors import Incompatible, Interrupted, UserError
+from isbench.errors import ConfigError, Incompatible, Interrupted, UserError
+from isbench.grid import GridFailed, register
 
 if TYPE_CHECKING:
     from isbench.training.run import Outcome
@@ -34,12 +35,14 @@ GROUPS = (
     "optimizer",
     "schedule",
     "augmentation",
+    "probe",
     "budget",
     "numerics",
     "logging",
     "launcher",
     "experiment",
 )
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError, ValueError, yaml.YAMLError)  # of the user
 EXAMPLES = """\
 Examples:
   isbench sampler=upper_bound budget.unit=seconds budget.limit=20
@@ -47,7 +50,7 @@ Examples:
   isbench -m experiment=demo                 a grid; running it again continues it
 """
 _wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-failures: list[str] = []  # of the runs of this process, in order
+failures: list[str] = []  # what `main` complains of at the end
 
 
 def main() -> None:
@@ -60,13 +63,16 @@ def main() -> None:
         sys.argv.insert(1, flag)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to the handlers below
     failures.clear()
+    register()
     try:
         application()
     except Interrupted as stop:
         sys.exit(f"isbench: {stop}; the same command continues it")
     except KeyboardInterrupt:
         sys.exit("isbench: stopped at once; the same command continues from the last checkpoint")
-    except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError, yaml.YAMLError) as error:
+    except GridFailed as error:
+        failures.extend(error.args)
+    except MISTAKES as error:
         if _wants_traceback:
             traceback.print_exc()
         if not failures:
@@ -76,43 +82,47 @@ def main() -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
-def application(cfg: DictConfig) -> None:
-    """Train one composed configuration. What goes wrong is kept for `main`; in a grid it is also said and raised."""
+def application(cfg: DictConfig) -> tuple[str, str]:
+    """Train one composed configuration; return how it ended, and why. What goes wrong is kept for `main`."""
     is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
-    if not is_grid and HydraConfig.get().sweeper.params:
+    sweeper = HydraConfig.get().sweeper
+    if not is_grid and (sweeper.params or sweeper.get("arms")):
         log.info("this is one run; the experiment is a grid of them with -m")
     try:
-        outcome = _train(cfg, skip_incompatible=is_grid)
+        outcome = _train(cfg, is_grid)
+        status, reason = outcome.status, outcome.reason
     except Exception as error:
         if _wants_traceback or not isinstance(error, (UserError, OmegaConfBaseException)):
             traceback.print_exc()
-        failure = explain(error)
+        status, reason = "failed", explain(error)
+        if is_grid:
+            log.error("failed: %s", reason)
+    if is_grid:
+        return status, reason  # to isbench.grid, perhaps in another process
+    if status == "failed":
+        failures.append(reason)
+    elif status == "diverged":
+        failures.append(f"{outcome.folder}: diverged: {reason}")
     else:
-        if outcome.status == "diverged":
-            failure = f"{outcome.folder}: diverged: {outcome.reason}"
-        else:
-            if not is_grid:
-                print(f"record: {outcome.folder / 'record.jsonl'}")
-            return
-    if is_grid:
-        failure = f"{' '.join(HydraConfig.get().overrides.task)}: {failure}"
-        log.error("%s", failure)
-    failures.append(failure)
-    if is_grid:
-        raise UserError(failure)  # reaches the process that started the grid, and its exit code
+        print(f"record: {outcome.folder / 'record.jsonl'}")
+    return status, reason
 
 
-def _train(cfg: DictConfig, skip_incompatible: bool = False) -> "Outcome":
+def _train(cfg: DictConfig, is_grid: bool) -> "Outcome":
     config = validate(cfg)
-    from isbench.training.run import run, share_machine, skip  # imports torch
+    if config.arm is not None and not is_grid:
+        raise ConfigError(f"arm={config.arm}: arms are the lines of a grid; add -m")
+    from isbench.training.run import kept, run, share_machine, skip  # imports torch
 
+    if is_grid and (outcome := kept(config)) is not None:
+        return outcome
     jobs = HydraConfig.get().launcher.get("n_jobs", 1)
     if jobs != 1:
         share_machine(config, jobs, HydraConfig.get().job.num)
     try:
         return run(config)
     except Incompatible as error:
-        if not skip_incompatible:
+        if not is_grid:
             raise
         log.info("skipped: %s", error)
         return skip(config, str(error))

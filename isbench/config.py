@@ -41,9 +41,12 @@ IDENTITY = (
     "slots",
     "device",
 )
-CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation")  # groups that name what to call
+# Groups that name what to call.
+CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "probe")
 MAX_THREADS = max(64, os.cpu_count() or 1)
 BUDGET_UNITS = ("updates", "epochs", "examples", "seconds")
+ENGINES = ("auto", "eager", "compiled", "graphed", "compiled_graphed")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 @dataclass
@@ -58,11 +61,16 @@ class Budget:
 
 @dataclass
 class Numerics:
-    """Precision and determinism. `threads: null` takes all cores."""
+    """Determinism, precision and execution; see isbench.training.engine.
+
+    `channels_last: null` uses that memory format where it is faster; `threads: null` takes all cores.
+    """
 
     name: str = ""
     deterministic: bool = True
-    tf32: bool = False
+    engine: str = "eager"
+    precision: str = "float32"
+    channels_last: bool | None = None
     threads: int | None = None
 
 
@@ -104,6 +112,7 @@ class RunConfig:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     augmentation: Any = MISSING
+    probe: Any = MISSING
     budget: Budget = MISSING
     numerics: Numerics = MISSING
     logging: Logging = MISSING
@@ -118,6 +127,7 @@ class RunConfig:
     data_dir: str = MISSING
     runs_dir: str = "runs"
     group: str | None = None  # a folder under runs_dir and the group in W&B: the name of the experiment
+    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.grid
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -135,7 +145,7 @@ def default_data_dir() -> str:
 
 
 def scratch_dir() -> str:
-    """Return a folder for the file that Hydra writes about every grid, which nobody here reads."""
+    """Return a folder for what processes leave each other, which nobody reads later."""
     return str(Path(tempfile.gettempdir(), f"isbench-{os.getuid()}"))
 
 
@@ -194,6 +204,13 @@ def validate(cfg: DictConfig) -> RunConfig:
             run.numerics.threads,
             run.numerics.threads is None or 1 <= run.numerics.threads <= MAX_THREADS,
             f"must be from 1 to {MAX_THREADS}, or null",
+        ),
+        ("numerics.engine", run.numerics.engine, run.numerics.engine in ENGINES, nearest(run.numerics.engine, ENGINES)),
+        (
+            "numerics.precision",
+            run.numerics.precision,
+            run.numerics.precision in PRECISIONS,
+            nearest(run.numerics.precision, PRECISIONS),
         ),
         ("logging.mode", run.logging.mode, run.logging.mode in modes, nearest(run.logging.mode, modes)),
         (
@@ -256,9 +273,9 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
 
 def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
-    plain = OmegaConf.to_container(OmegaConf.structured(run))
-    assert isinstance(plain, dict)
-    text = json.dumps({key: _canonical(plain[key]) for key in IDENTITY}, sort_keys=True)
+    plain = asdict(run)
+    keys = IDENTITY if run.probe["name"] == "none" else (*IDENTITY, "probe")
+    text = json.dumps({key: _canonical(plain[key]) for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

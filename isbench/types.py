@@ -47,6 +47,17 @@ class Draw:
     weights: Tensor  # (n,) float32
     memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ...) each: what the method must recall of this draw
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a draw consists of, by name."""
+        return {**vars(self.batch), "weights": self.weights, **self.memo}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> "Draw":
+        """Return the draw that consists of these."""
+        memo = dict(tensors)
+        batch = Batch(*(memo.pop(name) for name in ("indices", "inputs", "targets", "views")))
+        return Draw(batch, memo.pop("weights"), memo)
+
 
 class Forward(NamedTuple):
     """What a forward pass leaves for the per-example signals."""

@@ -1,7 +1,8 @@
 """Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from torch import Tensor
 
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
@@ -71,3 +73,26 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("ISBENCH_DATA names no folder of data sets")
     return Path(folder)
+
+
+def tensors(state: object) -> Iterator[Tensor]:
+    """Walk through all tensors (and numbers, as tensors) of a nested state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for key in sorted(state, key=str):
+            yield from tensors(state[key])
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from tensors(value)
+    elif isinstance(state, int | float):
+        yield torch.tensor(state, dtype=torch.float64)
+
+
+def same_state(one: Parts, other: Parts) -> bool:
+    """Compare two runs bit for bit, seconds aside."""
+    states = [copy.deepcopy(parts.state_dict()) for parts in (one, other)]
+    for state in states:
+        state["progress"].pop("seconds")
+    pairs = list(zip(*(list(tensors(state)) for state in states), strict=True))
+    return all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() and a.isnan().any() for a, b in pairs)

@@ -70,6 +70,13 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["budget=5"], "Config group override must be a string"),
         (["runs_dir=null"], "runs_dir"),
         (["-m", "foo=1,2"], "unknown key foo"),
+        (["-m", "seed=range(0)"], "seed=range(0): no values, so that the grid has no runs"),
+        (["-m", "seed=0,-1"], "seed=-1: must not be negative"),
+        (["-m", "logging=off,offline"], "'logging=off' and 'logging=offline' are one and the same run"),
+        (["-m", "budget.limit=interval(1,2)"], "budget.limit=interval(1,2): name the values"),
+        (["-m", "arm=rais"], "arm=rais: no such arm; only an experiment has arms"),
+        (["-m", "experiment=demo,other"], "run one experiment at a time"),
+        (["arm=rais"], "arm=rais: arms are the lines of a grid; add -m"),
         (["-m", "launcher=joblib", "budget.unit=seconds", "seed=0"], "n_jobs=2 with budget.unit=seconds"),
         (["seed 3"], "seed"),
         (["seed="], "seed"),
@@ -133,7 +140,8 @@ def test_a_grid_accounts_for_every_run(monkeypatch, tmp_path) -> None:
     )
     statuses = [last_status(read_rows(path)) for path in tmp_path.rglob("record.jsonl")]
     assert sorted(status for status, _ in statuses) == ["finished", "skipped"]
-    assert said is not None and said.count("larger than the training set") == 2
+    assert said is not None and said.count("larger than the training set") == 1
+    assert "batch_size=1000 model=lenet, batch_size=1000 model=mlp: " in said
 
 
 def test_a_run_that_diverges_is_said_and_closed(monkeypatch, tmp_path) -> None:

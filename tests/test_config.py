@@ -28,6 +28,7 @@ CHOICES = {
         "optimizer",
         "schedule",
         "augmentation",
+        "probe",
         "budget",
         "numerics",
         "logging",
@@ -45,7 +46,7 @@ def test_the_promised_choices_exist() -> None:
         "mnist5k mnist fashion_mnist rot_mnist pixel_mnist svhn cifar10 cifar100 mit67 synthetic".split()
     )
     assert set(CHOICES["model"]) == set(
-        "lenet convnet cnn7 wrn_28_2 resnet18 preact_resnet18 resnet50 lstm mlp".split()
+        "lenet convnet cnn7 wrn_28_2 resnet18 preact_resnet18 resnet50 lstm mlp efficientnet_lite0".split()
     )
     assert {"uniform", "loss", "upper_bound", "gradient_norm"} <= set(CHOICES["sampler"])
     assert set(CHOICES["schedule"]) == set("step cosine linear exponential inverse_square_root constant".split())
@@ -126,6 +127,8 @@ def test_the_same_choice_is_the_same_run() -> None:
         "data_dir=elsewhere",
         "group=mine",
         "checkpoint.seconds=1",
+        "arm=mine",
+        "probe=none",
     ):
         assert run_id(base) == run_id(compose_config(*TINY, override)), override
     others = (
@@ -143,6 +146,8 @@ def test_the_same_choice_is_the_same_run() -> None:
         "clip_norm=1",
         "slots=500",
         "evaluation.points=7",
+        "probe=scores",
+        "probe=loss_patterns",
     )
     ids = {override: run_id(compose_config(*TINY, override)) for override in others}
     assert len({run_id(base), *ids.values()}) == len(others) + 1, ids

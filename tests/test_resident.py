@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from isbench.data import resident
 from isbench.data.augment import Augmentation, Rotation, Shift
 from isbench.data.resident import ResidentDataset
 from isbench.data.sources import synthetic
@@ -36,9 +35,7 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=name)
-@pytest.mark.parametrize("limit", [0, 2**20])
-def test_fetch_gathers_augments_and_normalises(source, monkeypatch, augmentation, limit):
-    monkeypatch.setattr(resident, "TRAIN_FLOAT_LIMIT", limit)
+def test_fetch_gathers_augments_and_normalises(source, augmentation):
     dataset = ResidentDataset(source, augmentation, "cpu")
     assert (dataset.num_examples, dataset.num_classes, dataset.input_shape) == (60, 10, (3, 8, 8))
     indices = torch.tensor([5, 59, 0, 5])
@@ -73,9 +70,7 @@ def test_plain_is_not_augmented(source, augmentation):
     assert torch.equal(targets, source.train_targets[[3, 1]])
 
 
-@pytest.mark.parametrize("limit", [0, 2**20])
-def test_test_set_comes_whole_or_in_chunks(source, monkeypatch, limit):
-    monkeypatch.setattr(resident, "TEST_FLOAT_LIMIT", limit)
+def test_test_set_comes_whole_or_in_chunks(source):
     dataset = ResidentDataset(source, Rotation(), "cpu")
     expected = normalize(source, source.test_inputs)
     assert dataset.num_test == 30

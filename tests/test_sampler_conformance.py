@@ -4,7 +4,6 @@ import copy
 import inspect
 import re
 import statistics
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,32 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isbench.build import Parts
 from isbench.errors import Interrupted
 from isbench.types import Draw
-from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_parts
+from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_parts
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-
-
-def tensors(state: object) -> Iterator[Tensor]:
-    """Walk through all tensors (and numbers, as tensors) of a nested state."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for key in sorted(state, key=str):
-            yield from tensors(state[key])
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors(value)
-    elif isinstance(state, int | float):
-        yield torch.tensor(state, dtype=torch.float64)
-
-
-def same_state(one: Parts, other: Parts) -> bool:
-    """Compare two runs bit for bit, seconds aside."""
-    states = [copy.deepcopy(parts.state_dict()) for parts in (one, other)]
-    for state in states:
-        state["progress"].pop("seconds")
-    pairs = list(zip(*(list(tensors(state)) for state in states), strict=True))
-    return all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() and a.isnan().any() for a, b in pairs)
 
 
 def stop_at(updates: int, parts: Parts) -> None:

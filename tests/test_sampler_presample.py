@@ -1,6 +1,7 @@
 """Presampling: tau, the gate, the two sizes, and what makes the weighted batch unbiased."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -67,6 +68,47 @@ def test_tau_measures_the_variance_that_sampling_by_the_scores_removes() -> None
 # The gate
 
 
+def set_tau(sampler: GatedPresample, tau: float) -> None:
+    sampler.tau.fill_(tau)
+    sampler.reading.fill(tau)
+
+
+def test_the_gate_reads_tau_one_update_late_also_after_a_resume() -> None:
+    parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48")
+    read, written = [], []
+    for _ in range(6):
+        read.append(sampler.reading.value())
+        parts.take_update()
+        written.append(float(sampler.tau))
+        state = parts.state_dict()
+        parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48")
+        parts.load_state_dict(state)
+    assert read == [0.0, 0.0, *written[:4]]
+
+
+def test_a_measured_gate_compares_seconds_and_is_resumed_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48", "sampler.gate=measured")
+    seconds = iter([0.004, 0.003])  # an update, then the scoring of a pool
+    monkeypatch.setattr(parts.workspace, "seconds", lambda function: (function(), next(seconds))[1])
+    published = sampler.tau_threshold
+    parts.warm_up()
+    assert sampler.tau_threshold == published, "a trace of the warm-up"
+    sampler.draw(parts.progress)
+    assert sampler.tau_threshold == pytest.approx(1.75)
+    other = build_sampler("sampler=upper_bound", "sampler.pool_size=48", "sampler.gate=measured")[0]
+    monkeypatch.setattr(other.workspace, "seconds", lambda function: 1.0)
+    other.warm_up()
+    other.load_state_dict(parts.state_dict())
+    other.progress.updates = 1
+    other.sampler.draw(other.progress)
+    assert other.sampler.tau_threshold == pytest.approx(1.75)
+
+
+def test_seconds_of_a_call() -> None:
+    parts, _ = build_sampler("sampler=upper_bound", "sampler.pool_size=48")
+    assert 0.004 < parts.workspace.seconds(lambda: time.sleep(0.005), calls=3) < 0.5
+
+
 @pytest.mark.parametrize("b, pool_size, threshold", [(128, 640, 8 / 3), (16, 48, 2.0), (32, 128, 7 / 3)])
 def test_the_default_threshold_is_break_even(b: int, pool_size: int, threshold: float) -> None:
     _, sampler = build_sampler(
@@ -78,7 +120,7 @@ def test_the_default_threshold_is_break_even(b: int, pool_size: int, threshold: 
 def test_the_gate_opens_strictly_above_the_threshold_and_closes_again() -> None:
     parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48", "sampler.tau_threshold=1.5")
     for tau, is_open in ((1.5, False), (math.nextafter(1.5, 2), True), (1.4999, False), (math.nan, False)):
-        sampler.tau.fill_(tau)
+        set_tau(sampler, tau)
         scored = parts.progress.examples_scored
         draw = sampler.draw(parts.progress)
         assert sampler.is_open is is_open
@@ -109,7 +151,7 @@ def test_a_closed_gate_learns_from_the_training_pass(name: str, scored: int) -> 
 def test_an_open_gate_updates_tau_from_the_pool_alone() -> None:
     parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48")
     fixed_scores(parts, scores := spread_scores(48))
-    sampler.tau.fill_(5.0)
+    set_tau(sampler, 5.0)
     draw = sampler.draw(parts.progress)
     expected = 0.9 * 5 + 0.1 * float(variance_reduction(scores))
     assert float(sampler.tau) == pytest.approx(expected, rel=1e-12)
@@ -145,7 +187,7 @@ def fixed_scores(parts: Parts, scores: Tensor) -> list:
 def test_the_batch_is_made_of_the_pool_and_weighted_by_1_over_B_g(name: str) -> None:
     pool_sizes = ["sampler.pool_size=48"] if name in ("loss", "upper_bound") else []
     parts, sampler = build_sampler(f"sampler={name}", *pool_sizes, "augmentation=crop")
-    sampler.tau.fill_(OPEN)
+    set_tau(sampler, OPEN)
     num_scored, num_drawn = sampler.sizes(OPEN)
     scores = spread_scores(num_scored)
     pools = fixed_scores(parts, scores)
@@ -173,7 +215,7 @@ def test_resampling_gives_the_mean_of_the_pool(name: str) -> None:
     values = torch.randn(parts.dataset.num_examples, generator=torch.Generator().manual_seed(8)).double()
     estimates = []
     for _ in range(1500):
-        sampler.tau.fill_(OPEN)
+        set_tau(sampler, OPEN)
         draw = sampler.draw(parts.progress)
         estimates.append((draw.weights * values[draw.batch.indices]).mean())
     means = torch.stack(estimates)
@@ -202,7 +244,7 @@ def test_the_gradient_is_unbiased(name: str) -> None:
     train_parts(parts)
     gradients = example_gradients(parts)
 
-    sampler.tau.fill_(OPEN)
+    set_tau(sampler, OPEN)
     draw = sampler.draw(parts.progress)
     parts.step.compute_gradient(draw, sampler.reweight)
     stepped = torch.cat([p.grad.flatten() for p in parts.model.parameters() if p.grad is not None])
@@ -213,7 +255,7 @@ def test_the_gradient_is_unbiased(name: str) -> None:
     projected = (gradients @ directions).double()
     weighted, unweighted, repeats = [], [], 0
     for _ in range(600):
-        sampler.tau.fill_(OPEN)
+        set_tau(sampler, OPEN)
         draw = sampler.draw(parts.progress)
         batch = draw.batch
         repeats += len(batch) - len(batch.indices.unique())
@@ -238,7 +280,7 @@ def test_extreme_scores(name: str) -> None:
 
     def draw(scores: Tensor) -> Draw:
         fixed_scores(parts, scores)
-        sampler.tau.fill_(OPEN)
+        set_tau(sampler, OPEN)
         return sampler.draw(parts.progress)
 
     assert torch.equal(draw(torch.zeros(num_scored)).weights, torch.ones(sampler.sizes(OPEN)[1]))
@@ -293,6 +335,7 @@ def test_sizes_of_constant_variance() -> None:
         (("sampler=loss", "sampler.tau_momentum=1"), "sampler.tau_momentum=1"),
         (("sampler=loss", "sampler.pool_size=15"), "sampler.pool_size=15"),
         (("sampler=loss", "sampler.pool_size=161"), "sampler.pool_size=161"),
+        (("sampler=loss", "sampler.gate=measured", "sampler.tau_threshold=2"), "sampler.tau_threshold=2"),
         (("sampler=presample_constant_time", "sampler.tau_threshold=0.9"), "sampler.tau_threshold=0.9"),
         (("sampler=presample_constant_variance", "sampler.extra_fraction=0.7"), "sampler.extra_fraction=0.7"),
     ],

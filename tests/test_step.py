@@ -10,6 +10,7 @@ from isbench.errors import ConfigError, Diverged
 from isbench.models.cnn import LeNet
 from isbench.models.mlp import MLP
 from isbench.signals import CrossEntropy
+from isbench.training.engine import Engine
 from isbench.training.optimizers import adam, parameter_groups, sgd
 from isbench.training.step import TrainStep
 from isbench.types import Batch, Draw
@@ -32,7 +33,7 @@ def test_steps_equal_a_hand_written_loop(label_smoothing: float) -> None:
     torch.manual_seed(0)
     ours, theirs = LeNet((1, 28, 28), 10), LeNet((1, 28, 28), 10)
     theirs.load_state_dict(ours.state_dict())
-    step = TrainStep(ours, CrossEntropy(label_smoothing), sgd(ours, lr=1, momentum=0.9, weight_decay=1e-3))
+    step = TrainStep(Engine(ours), CrossEntropy(label_smoothing), sgd(ours, lr=1, momentum=0.9, weight_decay=1e-3))
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, foreach=False)
     for _ in range(5):
         draw = make_draw()
@@ -50,7 +51,7 @@ def test_steps_equal_a_hand_written_loop(label_smoothing: float) -> None:
 
 def test_reweight_sees_the_signals_and_decides_the_gradient() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(model, CrossEntropy(), sgd(model, lr=0.1), observes=("loss", "logit_gradient_norm"))
+    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1), observes=("loss", "logit_gradient_norm"))
     seen = {}
 
     def only_the_first(draw: Draw, signals) -> torch.Tensor:
@@ -68,7 +69,9 @@ def test_reweight_sees_the_signals_and_decides_the_gradient() -> None:
 def test_gradient_norm_is_before_clipping_and_includes_the_penalty() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
     optimizer = sgd(model, lr=0.1, weight_decay=0.5, decayed="kernels")
-    step = TrainStep(model, CrossEntropy(), optimizer, observes=("gradient_norm", "weight_norm"), clip_norm=0.01)
+    step = TrainStep(
+        Engine(model), CrossEntropy(), optimizer, observes=("gradient_norm", "weight_norm"), clip_norm=0.01
+    )
     signals = step.compute_gradient(make_draw(weights=torch.ones(12)), keep)
     clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert clipped == pytest.approx(0.01, rel=1e-3)
@@ -87,7 +90,7 @@ def test_gradient_norm_is_before_clipping_and_includes_the_penalty() -> None:
 
 def test_report_names_the_update_that_diverged() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(model, CrossEntropy(), sgd(model, lr=0.1))
+    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1))
     for update in range(1, 6):
         weights = torch.full((12,), math.nan if update == 4 else 1.0)
         step.compute_gradient(make_draw(weights=weights), keep)
@@ -98,7 +101,7 @@ def test_report_names_the_update_that_diverged() -> None:
 
 def test_report_gives_the_updates_at_which_the_rate_changed() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(model, CrossEntropy(), sgd(model, lr=0.1))
+    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1))
     for rate in (0.1, 0.1, 0.1, 0.02, 0.02):
         step.compute_gradient(make_draw(), keep)
         step.update(rate)

@@ -88,6 +88,9 @@ class StatisticsWeights:
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
         """Weight the batch statistics of the forward passes inside by `weights` (n,), positive."""
+        if not self.layers:
+            yield
+            return
         total = weights.sum()
         shared = (weights / total, total)
         for layer in self.layers:

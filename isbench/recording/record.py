@@ -2,10 +2,10 @@
 
 A record is the single source of every table and figure. Each line is one row `{"kind", "attempt", ...}`; an attempt is
 one process working on the run. Kinds: `start` (time, resumed_at, run_id, config, num_parameters, data, environment),
-`evaluation` (COLUMNS, then `sampler/<diagnostic>`), `rate` (updates and learning_rate, two lists) and `end` (status:
-finished, diverged, skipped, interrupted or failed; reason). JSON has no NaN or infinity, so a float that is not finite
-is written as null, which any JSON reader accepts; in `evaluation` and `rate` rows, which hold nothing but numbers, null
-is read back as NaN.
+`evaluation` (COLUMNS, then `sampler/<diagnostic>`), `probe` (updates, epoch, and what the probe says), `rate` (updates
+and learning_rate, two lists) and `end` (status: finished, diverged, skipped, interrupted or failed; reason; where there
+was training, concurrent_runs). JSON has no NaN or infinity, so a float that is not finite is written as null, which any
+JSON reader accepts; in `evaluation`, `probe` and `rate` rows, which hold no other nulls, it is read back as NaN.
 """
 
 import json
@@ -31,6 +31,7 @@ COLUMNS: tuple[str, ...] = (
     "train_loss",
     "test_loss",
     "test_error",
+    "concurrent_runs",  # the most so far, on the same device; 1 is alone
 )
 
 
@@ -133,7 +134,7 @@ def _parse(line: bytes) -> Row | None:
         return None
     if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("attempt"), int)):
         return None
-    if row["kind"] in ("evaluation", "rate"):
+    if row["kind"] in ("evaluation", "probe", "rate"):
         return {key: _null_as_nan(value) for key, value in row.items()}
     return row
 

@@ -11,7 +11,7 @@ else of the program. One contract carries every family of methods:
 State that must survive a resume is registered as buffers in `allocate`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,8 +42,13 @@ class Sampler(nn.Module):
     def allocate(self, workspace: "Workspace") -> None:
         """Check sizes (raise `Incompatible`) and register buffers for all that must survive a resume."""
 
-    def warm_up(self) -> None:
-        """Do once, untimed, what the first steps may not come to. Every trace of it is undone."""
+    def warm_up(self, take_update: Callable[[], None]) -> None:
+        """Go, untimed, through all that an update may come to, so that no clock pays for first calls.
+
+        `take_update` takes one whole update with this sampler. Every trace in the run's state is undone.
+        """
+        for _ in range(2):
+            take_update()
 
     def draw(self, progress: Progress) -> Draw:
         """Choose the examples of the next update."""
@@ -63,6 +68,57 @@ class Sampler(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """Return numbers for the record. Called while the clock is paused."""
         return {}
+
+    def probabilities(self) -> Tensor | None:
+        """Return the probability of each example in the next draw (N,) float64, or None where a method has none."""
+        return None
+
+
+class LateReading(nn.Module):
+    """A number on the device that the host reads one update late, so that it never waits for work in progress.
+
+    `push` once per update; `value` is what was pushed by the update before the last.
+    """
+
+    def __init__(self, first: float):
+        super().__init__()
+        self.fill(first)
+
+    def fill(self, value: float) -> None:
+        """Forget what was pushed; read `value` instead."""
+        self._before_last = self._last = _Copy(torch.tensor(value, dtype=torch.float64))
+
+    def push(self, number: Tensor) -> None:
+        """Start copying a number () to the host."""
+        self._before_last, self._last = self._last, _Copy(number)
+
+    def value(self) -> float:
+        """Return the number pushed by the update before the last. One host read."""
+        return self._before_last.wait()
+
+    def get_extra_state(self) -> list[float]:
+        return [self._before_last.wait(), self._last.wait()]
+
+    def set_extra_state(self, state: list[float]) -> None:
+        for number in state:
+            self.push(torch.tensor(number, dtype=torch.float64))
+
+
+class _Copy:
+    """A number on its way to the host."""
+
+    def __init__(self, number: Tensor):
+        self.is_pending = number.device.type == "cuda"
+        self.host = torch.empty_like(number, device="cpu", pin_memory=self.is_pending)
+        self.host.copy_(number, non_blocking=True)
+        if self.is_pending:
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def wait(self) -> float:
+        if self.is_pending:
+            self.event.synchronize()
+        return float(self.host)
 
 
 class EpochSampler(Sampler):

@@ -82,6 +82,11 @@ class Oracle(Sampler):
     def diagnostics(self) -> dict[str, float]:
         return {"gain_ratio": float(self.ratio)}
 
+    def probabilities(self) -> Tensor:
+        """Return the probabilities of the last refresh; before the first, equal ones."""
+        norms = self.norms.double()
+        return torch.where(norms.sum() > 0, norms / norms.sum(), 1 / len(norms))
+
     def _refresh(self) -> None:
         workspace = self.workspace
         self.norms.copy_(workspace.score_dataset(FULL_GRADIENT))

@@ -7,16 +7,21 @@ current come free from the training forward pass; while it is open, B examples a
 are drawn with replacement with probability g_i proportional to the score, and weighted by 1 / (B g_i). Their mean over
 the batch is unbiased whatever the two sizes are, since these are fixed before the pool is scored.
 
-A forward pass is counted as one unit of work and a backward pass as two, as in the paper.
+A forward pass is counted as one unit of work and a backward pass as two, as in the paper, unless the gate is measured.
+The gate reads tau as it was one update earlier (the algorithm reads the newest), so that the host need not wait for the
+device at every update.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, categorical
+from isbench.samplers.base import LateReading, Sampler, Signals, categorical
 from isbench.signals import PER_EXAMPLE, SCORES
-from isbench.types import Draw, Progress
+from isbench.types import Batch, Draw, Progress
 
 
 def variance_reduction(scores: Tensor) -> Tensor:
@@ -49,6 +54,7 @@ class GatedPresample(Sampler):
         self.tau_momentum = tau_momentum
         self.observes = (signal,) if signal in PER_EXAMPLE else ()
         self.is_open = False
+        self.reading = LateReading(0.0)
 
     def sizes(self, tau: float) -> tuple[int, int]:
         """Return how many examples to score and how many of them to draw while the gate is open."""
@@ -57,23 +63,27 @@ class GatedPresample(Sampler):
     def allocate(self, workspace) -> None:
         self.register_buffer("tau", torch.zeros((), dtype=torch.float64))
 
-    def warm_up(self) -> None:
-        num_scored, _ = self.sizes(max(1.0, self.tau_threshold))  # the gate is closed at first
-        self.workspace.score(self.workspace.fetch(self.workspace.uniform(num_scored)), self.signal)
+    def warm_up(self, take_update: Callable[[], None]) -> None:
+        super().warm_up(take_update)
+        self.score_pool(self.sizes(max(1.0, self.tau_threshold))[0])  # the gate is closed at first
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
-        tau = float(self.tau)
+        tau = self.reading.value()
         self.is_open = tau > self.tau_threshold
         if not self.is_open:
             batch = workspace.fetch(workspace.uniform(workspace.batch_size))
             return Draw(batch, torch.ones(len(batch), device=workspace.device))
         num_scored, num_drawn = self.sizes(tau)
-        pool = workspace.fetch(workspace.uniform(num_scored))
-        scores = workspace.score(pool, self.signal)
+        pool, scores = self.score_pool(num_scored)
         self._update_tau(scores)
         positions, probabilities = categorical(scores, num_drawn, workspace.generator)
         return Draw(pool.take(positions), (1 / (num_scored * probabilities)).float())
+
+    def score_pool(self, size: int) -> tuple[Batch, Tensor]:
+        """Return `size` uniform examples and their scores (size,)."""
+        pool = self.workspace.fetch(self.workspace.uniform(size))
+        return pool, self.workspace.score(pool, self.signal)
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         if not self.is_open:
@@ -83,10 +93,11 @@ class GatedPresample(Sampler):
             self._update_tau(scores)
 
     def diagnostics(self) -> dict[str, float]:
-        return {"tau": float(self.tau), "is_open": float(self.is_open)}
+        return {"tau": float(self.tau), "tau_threshold": self.tau_threshold, "is_open": float(self.is_open)}
 
     def _update_tau(self, scores: Tensor) -> None:
         self.tau.lerp_(variance_reduction(scores), 1 - self.tau_momentum)
+        self.reading.push(self.tau)
 
 
 class Presample(GatedPresample):
@@ -97,13 +108,16 @@ class Presample(GatedPresample):
     Args:
         signal: the score, one of `isbench.signals.SCORES`.
         pool_size: B, examples scored per update while the gate is open.
-        tau_threshold: the gate opens while tau exceeds it; null is the break-even point (B + 3b) / (3b).
+        tau_threshold: the gate opens while tau exceeds it; null is the break-even point.
+        gate: how null is worked out. published: (B + 3b) / (3b), a backward pass taking twice as long as a forward
+            pass. measured: (S + U) / U with the seconds S to score a pool and U of a uniform update, on this machine,
+            before the clock starts.
         tau_momentum: a_tau, the weight of the past in tau's moving average, which starts at 0.
 
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: nothing while closed, one forward pass of B while open; exact gradient norms also b backward passes
-    Host reads: 1 per update, the gate's decision
+    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
     """
 
     def __init__(
@@ -111,11 +125,17 @@ class Presample(GatedPresample):
         signal: str,
         pool_size: int = 640,
         tau_threshold: float | None = None,
+        gate: Literal["published", "measured"] = "published",
         tau_momentum: float = 0.9,
     ):
         super().__init__(signal, tau_momentum)
+        if gate == "measured" and tau_threshold is not None:
+            raise ConfigError(
+                f"sampler.tau_threshold={tau_threshold} leaves gate=measured nothing to measure; use null"
+            )
         self.pool_size = pool_size
         self.given_threshold = tau_threshold
+        self.is_measured = gate == "measured"
 
     def allocate(self, workspace) -> None:
         super().allocate(workspace)
@@ -131,6 +151,24 @@ class Presample(GatedPresample):
             )
         break_even = (self.pool_size + 3 * workspace.batch_size) / (3 * workspace.batch_size)
         self.tau_threshold = break_even if self.given_threshold is None else self.given_threshold
+        self._measured: float | None = None  # in this process; a resumed run goes on with what it began with
+
+    def warm_up(self, take_update: Callable[[], None]) -> None:
+        super().warm_up(take_update)
+        if self.is_measured:
+            update = self.workspace.seconds(take_update)
+            self._measured = 1 + self.workspace.seconds(lambda: self.score_pool(self.pool_size)) / update
+
+    def draw(self, progress: Progress) -> Draw:
+        if self._measured is not None and progress.updates == 0:
+            self.tau_threshold = self._measured
+        return super().draw(progress)
+
+    def get_extra_state(self) -> float:
+        return self.tau_threshold
+
+    def set_extra_state(self, state: float) -> None:
+        self.tau_threshold = state
 
     def sizes(self, tau: float) -> tuple[int, int]:
         return self.pool_size, self.workspace.batch_size
@@ -154,7 +192,7 @@ class ConstantTime(GatedPresample):
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: nothing while closed, that of a uniform update in all while open
-    Host reads: 1 per update, the gate's decision
+    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
     """
 
     LEAST_TRAINED = 0.2  # of b
@@ -193,7 +231,7 @@ class ConstantVariance(GatedPresample):
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: nothing while closed, one forward pass of b while open
-    Host reads: 1 per update, the gate's decision
+    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
     """
 
     def __init__(self, signal: str, extra_fraction: float = 0.2, tau_momentum: float = 0.9):

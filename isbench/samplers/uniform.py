@@ -4,6 +4,7 @@ Weights are 1.
 """
 
 import torch
+from torch import Tensor
 
 from isbench.samplers.base import Sampler
 from isbench.types import Draw, Progress
@@ -30,3 +31,8 @@ class Uniform(Sampler):
         choose = workspace.uniform if self.replacement else workspace.candidates
         batch = workspace.fetch(choose(workspace.batch_size))
         return Draw(batch, torch.ones(len(batch), device=workspace.device))
+
+    def probabilities(self) -> Tensor:
+        """Return 1 / N each: of a pass, what is known of it without its order."""
+        n = self.workspace.num_examples
+        return torch.full((n,), 1 / n, dtype=torch.float64, device=self.workspace.device)

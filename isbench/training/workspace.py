@@ -3,13 +3,18 @@
 Every forward pass made for choosing examples goes through here and is counted.
 """
 
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from isbench.data.resident import ResidentDataset
-from isbench.models.heads import Classifier
-from isbench.signals import FULL_GRADIENT, CrossEntropy, per_example, per_example_gradient_norm
+from isbench.signals import FULL_GRADIENT, PER_EXAMPLE, CrossEntropy, per_example, per_example_gradient_norm
 from isbench.training.budget import Budget
+from isbench.training.engine import Engine, Tensors
 from isbench.training.streams import Streams
 from isbench.types import Batch, Progress
 
@@ -30,7 +35,7 @@ class Workspace:
     def __init__(
         self,
         dataset: ResidentDataset,
-        model: Classifier,
+        engine: Engine,
         criterion: CrossEntropy,
         batch_size: int,
         streams: Streams,
@@ -38,7 +43,8 @@ class Workspace:
         budget: Budget,
     ):
         self.dataset = dataset
-        self.model = model
+        self.engine = engine
+        self.model = engine.model
         self.criterion = criterion
         self.batch_size = batch_size
         self.streams = streams
@@ -50,11 +56,12 @@ class Workspace:
         self.num_classes = dataset.num_classes
         self.targets = dataset.targets
         self.input_shape = dataset.input_shape
-        self.num_features = model.head.in_features
+        self.num_features = engine.model.head.in_features
         self.stored_views = dataset.stored_views
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
+        self._scores = {signal: engine.captured(partial(self._forward_score, signal)) for signal in PER_EXAMPLE}
         self._gradient_chunk = max(1, self.score_chunk // 8)  # activations are kept for the backward pass
 
     def fraction(self) -> float:
@@ -127,6 +134,17 @@ class Workspace:
         self.progress.examples_scored += self.num_examples
         return gradient
 
+    def seconds(self, function: Callable[[], object], calls: int = 9) -> float:
+        """Return the median seconds of a call, all work on the device included. For warming up: it waits."""
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            function()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
     def state_dict(self) -> dict[str, Tensor | int | None]:
         return {"order": self._order, "cursor": self._cursor}
 
@@ -148,5 +166,9 @@ class Workspace:
     def _score(self, inputs: Tensor, targets: Tensor, signal: str) -> Tensor:
         if signal == FULL_GRADIENT:
             return per_example_gradient_norm(self.model, self.criterion, inputs, targets)
-        with torch.no_grad():
-            return per_example((signal,), self.model.run(inputs), targets, self.criterion)[signal]
+        return self._scores[signal]({"inputs": inputs, "targets": targets})[signal]
+
+    @torch.no_grad()
+    def _forward_score(self, signal: str, tensors: Tensors) -> Tensors:
+        forward = self.engine.run(tensors["inputs"])
+        return per_example((signal,), forward, tensors["targets"], self.criterion)

@@ -1,0 +1,55 @@
+"""Which examples a sampler would draw least and most (Johnson and Guestrin 2018, Figure 1)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isbench.errors import ConfigError, Incompatible
+from isbench.probes.base import Probe
+from isbench.probes.scores import evaluation_mode, rounded
+
+if TYPE_CHECKING:
+    from isbench.build import Parts
+
+
+class Draws(Probe):
+    """Tell the least and the most probable examples of the next draw.
+
+    A row for each, from the extreme one on, ties by index: `rank` ("rarely" or "often"), `index`, `label`, `predicted`
+    (the model's class for the un-augmented example, in evaluation mode), `probability` (times N: 1 is uniform).
+
+    Args:
+        count: how many of either.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def allocate(self, parts: "Parts") -> None:
+        n = parts.dataset.num_examples
+        if not 1 <= self.count <= n:
+            raise ConfigError(f"probe.count={self.count}: must be from 1 to {n}, the size of the training set")
+        if parts.sampler.probabilities() is None:
+            raise Incompatible(
+                f"probe=draws needs a sampler that has a probability for each example; {type(parts.sampler).__name__} "
+                "has none"
+            )
+
+    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+        dataset = parts.dataset
+        probabilities = parts.sampler.probabilities()
+        assert probabilities is not None
+        rarely, often = (probabilities.argsort(descending=is_falling, stable=True) for is_falling in (False, True))
+        indices = torch.cat([rarely[: self.count], often[: self.count]])
+        with evaluation_mode(parts.model), torch.no_grad():
+            chunks = [dataset.plain(some) for some in indices.split(dataset.chunk_size)]
+            predicted = torch.cat([parts.model(inputs).argmax(dim=1) for inputs, _ in chunks])
+        columns = {
+            "rank": ["rarely"] * self.count + ["often"] * self.count,
+            "index": indices.tolist(),
+            "label": dataset.targets[indices].tolist(),
+            "predicted": predicted.tolist(),
+            "probability": rounded(probabilities[indices] * dataset.num_examples),
+        }
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -1,0 +1,289 @@
+"""Grids: which runs an experiment has, in which order, and what becomes of them whatever happens on the way."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+import isbench
+from isbench import cli, grid
+from isbench.config import config_folder
+from isbench.errors import ConfigError, UserError
+from isbench.recording.record import effective_rows, last_status, read_rows
+from isbench.report.collect import collect
+from isbench.report.load import read_results
+from tests.conftest import TINY
+from tests.test_cli import call
+from tests.test_run import MACHINE
+
+ARMS = """\
+      uniform: [sampler=uniform]
+      small_pool: [sampler=upper_bound, sampler.pool_size=32]
+      large_pool: [sampler=upper_bound, sampler.pool_size=64, budget.limit=20]
+"""
+EXPERIMENT = f"""\
+# @package _global_
+# a grid for tests
+group: tiny
+hydra:
+  sweeper:
+    arms:
+{ARMS}
+    params:
+      seed: range(2)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """Return the option that adds the experiment `tiny` to the choices."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
+    return f"--config-dir={tmp_path}/own"
+
+
+@pytest.fixture
+def choices(tmp_path: Path, monkeypatch) -> Path:
+    """Put the experiment `tiny` among the choices of this process; return its file."""
+    folder = tmp_path / "conf"
+    shutil.copytree(config_folder(), folder, ignore=shutil.ignore_patterns("impon", "is", "rais", "sgds"))
+    path = folder / "experiment" / "tiny.yaml"
+    path.write_text(EXPERIMENT)
+    monkeypatch.setattr(grid, "config_folder", lambda: folder)
+    monkeypatch.setattr(cli, "config_folder", lambda: folder)
+    monkeypatch.setattr(sys, "argv", ["isbench"])
+    return path
+
+
+def expand(arms: dict, params: dict, *arguments: str) -> list[list[str]]:
+    parser = OverridesParser.create()
+    return [words for _, words in grid.expand(parser, OmegaConf.create(arms), params, arguments)]
+
+
+def records(folder: Path) -> dict[tuple[str, int], list[dict]]:
+    """Return the rows of each run below a folder, by arm and seed."""
+    found = {}
+    for path in folder.rglob("record.jsonl"):
+        rows = read_rows(path)
+        found[rows[0]["config"]["arm"], rows[0]["config"]["seed"]] = rows
+    return found
+
+
+def comparable(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in MACHINE} for row in effective_rows(rows)]
+
+
+def test_seeds_are_the_outer_loop_and_arms_the_inner_one() -> None:
+    arms = {"a": ["sampler=uniform"], "b": ["sampler=rais", "probe=draws"]}
+    expected = [
+        {f"seed={seed}", f"batch_size={size}", f"slots={slots}", f"arm={arm}", *arms[arm]}
+        for seed in (0, 1)
+        for size in (8, 16)
+        for slots in (5, 6)
+        for arm in "ab"
+    ]
+    jobs = expand(arms, {"batch_size": "8,16", "seed": "range(2)"}, "slots=5,6")
+    assert [set(words) for words in jobs] == expected
+    assert all(len(words) == len(set(words)) for words in jobs)
+
+
+def test_the_command_line_wins_over_arms_and_arms_over_params() -> None:
+    arms = {"a": ["optimizer.lr=2", "clip_norm=2"], "b": []}
+    jobs = expand(arms, {"optimizer.lr": "1,5", "clip_norm": 1}, "optimizer.lr=3")
+    assert [set(words) for words in jobs] == [
+        {"optimizer.lr=3", "clip_norm=2", "arm=a"},
+        {"optimizer.lr=3", "clip_norm=1", "arm=b"},
+    ]
+    jobs = expand(arms, {"optimizer.lr": "1,5"})
+    assert [set(words) for words in jobs] == [
+        {"optimizer.lr=2", "clip_norm=2", "arm=a"},
+        {"optimizer.lr=1", "arm=b"},
+        {"optimizer.lr=5", "arm=b"},
+    ]
+
+
+def test_an_experiment_without_arms_is_its_params() -> None:
+    assert expand({}, {"seed": "0,1"}, "sampler=uniform,loss") == [
+        ["seed=0", "sampler=uniform"],
+        ["seed=0", "sampler=loss"],
+        ["seed=1", "sampler=uniform"],
+        ["seed=1", "sampler=loss"],
+    ]
+    assert expand({}, {}, "seed=3") == [["seed=3"]]
+
+
+def test_arms_are_narrowed_in_their_own_order() -> None:
+    arms = {name: [f"batch_size={size}"] for size, name in enumerate("abcd", start=1)}
+    assert expand(arms, {}, "arm=d,b") == [["batch_size=2", "arm=b"], ["batch_size=4", "arm=d"]]
+    assert expand(arms, {}, "arm=c") == [["batch_size=3", "arm=c"]]
+
+
+@pytest.mark.parametrize(
+    ("arms", "arguments", "complaint"),
+    [
+        ({"rais": []}, ["arm=raiss"], "arm=raiss: no such arm; did you mean rais?"),
+        ({"rais": []}, ["arm=rais,uniform"], "arm=uniform: no such arm; valid: rais"),
+        ({"a b": []}, [], "hydra.sweeper.arms.a b: needs a name"),
+        ({"a": "sampler=loss"}, [], "hydra.sweeper.arms.a: needs a list"),
+        ({"a": None}, [], "hydra.sweeper.arms.a: needs a list"),
+        ({"a": [{"sampler": "loss"}]}, [], "hydra.sweeper.arms.a: needs a list"),
+        ({"a": ["seed=0,1"]}, [], "hydra.sweeper.arms.a: seed needs one value"),
+        ({"a": ["sampler=rais"]}, ["sampler=loss"], "sampler=loss: the arms of this grid set sampler"),
+        ({}, ["seed=range(0)"], "seed=range(0): no values"),
+    ],
+)
+def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        expand(arms, {}, *arguments)
+    assert str(error.value).startswith(complaint) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("experiment", cli.choices("experiment"))
+def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
+    folder, jobs = grid.compose_grid([f"experiment={experiment}", "runs_dir=runs"])
+    grid.check_distinct(jobs)
+    assert jobs and folder == Path("runs", experiment.rpartition("/")[2])
+
+
+def test_two_arms_that_are_one_run_are_refused(choices: Path) -> None:
+    choices.write_text(EXPERIMENT.replace(ARMS, "      one: [sampler=loss]\n      two: [sampler=loss]\n"))
+    _, jobs = grid.compose_grid(["experiment=tiny", *TINY])
+    with pytest.raises(ConfigError, match="'one seed=0' and 'two seed=0' are one and the same run"):
+        grid.check_distinct(jobs)
+
+
+def test_a_seed_composes_as_hydra_would(choices: Path) -> None:
+    choices.write_text(EXPERIMENT.replace("group: tiny", "group: tiny/${seed}"))
+    _, jobs = grid.compose_grid(["experiment=tiny", *TINY, "optimizer.lr=0.3", "arm=small_pool"])
+    assert [(job.config.seed, job.config.group) for job in jobs] == [(0, "tiny/0"), (1, "tiny/1")]
+    assert {job.config.sampler["pool_size"] for job in jobs} == {32}
+    assert {job.config.optimizer["lr"] for job in jobs} == {0.3}
+
+
+def test_a_grid_of_arms(own: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    command = ["-m", own, "experiment=tiny", *TINY, f"runs_dir={tmp_path}/runs"]
+    command.remove("budget.limit=40")  # an arm sets it, and params and command line leave it alone
+    assert call(monkeypatch, *command, "arm=uniform,small_pool", "budget.limit=30") is None
+    assert "grid: 0 of 4 runs are finished\n" in capsys.readouterr().err
+    assert call(monkeypatch, *command, "budget.limit=30") is None
+    said = capsys.readouterr().err
+    assert "grid: 4 of 6 runs are finished\n" in said and said.count(": already finished") == 4
+    assert said.endswith(
+        "arm           finished\n----------  ----------\n"
+        "uniform              2\nsmall_pool           2\nlarge_pool           2\n"
+    )
+    found = records(tmp_path)
+    assert sorted(found) == sorted((arm, seed) for arm in ("uniform", "small_pool", "large_pool") for seed in (0, 1))
+    for (arm, _), rows in found.items():
+        config = rows[0]["config"]
+        assert config["sampler"].get("pool_size") == {"uniform": None, "small_pool": 32, "large_pool": 64}[arm]
+    # The same configurations, asked for without an experiment, are the same runs: an arm is a name and nothing else.
+    plain = ["-m", *TINY, f"runs_dir={tmp_path}/runs", "group=tiny", "budget.limit=30", "seed=0,1"]
+    assert call(monkeypatch, *plain, "sampler=uniform") is None
+    assert "grid: 2 of 2 runs are finished\n" in capsys.readouterr().err
+
+
+def test_every_end_is_accounted_for(own: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    """Several processes, and in them runs that diverge, that cannot be, and that fail: all are told at the end."""
+    arms = """\
+      uniform: [model=mlp]
+      wild: [model=mlp, optimizer.lr=1e30]
+      images: [model=lenet]
+      wrong: [model=mlp, optimizer.lr=-1]
+"""
+    (tmp_path / "own" / "experiment" / "tiny.yaml").write_text(EXPERIMENT.replace(ARMS, arms))
+    sizes = [word for word in TINY if not word.startswith("model")]
+    command = ["-m", own, "experiment=tiny", *sizes, "dataset.shape=[20,1]", "launcher=joblib"]
+    said = call(monkeypatch, *command, f"runs_dir={tmp_path}/runs")
+    assert said is not None
+    diverged, failed = sorted(said.splitlines())
+    assert diverged.startswith("isbench: diverged: wild seed=0, wild seed=1: the training loss was not finite")
+    assert failed.startswith("isbench: failed: wrong seed=0, wrong seed=1: optimizer")
+    *_, names, _, uniform, wild, images, wrong, skipped = capsys.readouterr().err.splitlines()
+    assert names.split() == ["arm", "finished", "diverged", "skipped", "failed"]
+    assert uniform.split() == ["uniform", "2", "0", "0", "0"]
+    assert wild.split() == ["wild", "0", "2", "0", "0"]
+    assert images.split() == ["images", "0", "0", "2", "0"]
+    assert wrong.split() == ["wrong", "0", "0", "0", "2"]
+    assert skipped.startswith("skipped: images seed=0, images seed=1: lenet needs")
+    assert len(records(tmp_path)) == 6, "all but those that failed before they began"
+
+
+def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:
+    def launch(job_overrides, initial_job_idx):
+        raise BrokenProcessPool("a worker died")
+
+    _, jobs = grid.compose_grid([*TINY, "seed=0,1", "runs_dir=nowhere"])
+    monkeypatch.setattr(grid, "make_jobs", lambda *arguments: jobs)
+    sweeper = grid.ArmSweeper({}, {})
+    sweeper.loader, sweeper.config, sweeper.launcher = None, OmegaConf.create(), SimpleNamespace(launch=launch)
+    with pytest.raises(UserError, match="was killed; the same command continues it"):
+        sweeper.sweep([])
+    assert capsys.readouterr().err.splitlines()[-1].split() == ["uniform", "0", "2"], "both are missing"
+
+
+def run_grid(own: str, folder: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "isbench", "-m", own, "experiment=tiny", *TINY, "budget.limit=200"]
+    command += [f"runs_dir={folder}", "evaluation.points=20", "checkpoint.seconds=0", "model.hidden=[300]", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_rows(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 100
+    while sum(path.read_text().count('"evaluation"') for path in folder.rglob("record.jsonl")) < count:
+        assert time.monotonic() < deadline, "the grid wrote no rows"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "own" / "experiment").mkdir(parents=True)
+    (folder / "own" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
+    process = run_grid(f"--config-dir={folder}/own", folder / "runs")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return {key: comparable(rows) for key, rows in records(folder).items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_grid_continues(number: signal.Signals, own: str, undisturbed: dict, tmp_path: Path) -> None:
+    process = run_grid(own, tmp_path / "runs")
+    wait_for_rows(tmp_path, 30)  # in the second run
+    os.kill(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 1 and "Traceback" not in said
+        assert said.splitlines()[-1].endswith("; the same command continues it")
+        assert "interrupted    missing\n" in said
+    assert 1 <= len(records(tmp_path)) < 6
+    again = run_grid(own, tmp_path / "runs")
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0 and "grid: 0 of 6" not in said and " of 6 runs are finished\n" in said, said
+    found = records(tmp_path)
+    assert all(last_status(rows)[0] == "finished" for rows in found.values())
+    assert {key: comparable(rows) for key, rows in found.items()} == undisturbed
+
+
+def test_runs_kept_in_results_are_not_run_again(own: str, undisturbed: dict, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(isbench.__file__).parent.parent))
+    words = ["arm=uniform", "budget.limit=40"]
+    said, _ = (process := run_grid(own, Path("runs"), *words, "seed=0")).communicate(timeout=200)
+    assert process.returncode == 0, said
+    collect(Path("runs/tiny"), Path("results/tiny"))
+    shutil.rmtree("runs")
+    said, _ = (process := run_grid(own, Path("runs"), *words)).communicate(timeout=200)
+    assert process.returncode == 0 and "grid: 1 of 2 runs are finished" in said, said
+    assert set(records(tmp_path)) == {("uniform", 1)}
+    collect(Path("runs/tiny"), Path("results/tiny"))
+    assert read_results(Path("results/tiny")).runs["seed"].tolist() == [0, 1]

@@ -1,0 +1,84 @@
+"""Runs that train at the same time on one device know of each other."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isbench.recording.record import effective_rows, read_rows
+from isbench.training.neighbours import counted
+from tests.test_run import finish, kill, start, wait_for_rows
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from isbench.training.neighbours import counted
+with counted(Path(sys.argv[1])) as count:
+    print(count(), flush=True)
+    time.sleep(100)
+"""
+
+
+def hold(folder: Path) -> tuple[subprocess.Popen, int]:
+    """Start a process that is at work on the device; return it with the number that it found."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def test_each_learns_of_all_that_came_while_it_was_there(tmp_path: Path) -> None:
+    with counted(tmp_path) as first:
+        assert first() == 1
+        with counted(tmp_path) as second:
+            assert (first(), second()) == (2, 2)
+            with counted(tmp_path) as third:
+                assert (first(), second(), third()) == (3, 3, 3)
+        with counted(tmp_path) as fourth:
+            assert fourth() == 2, "it has seen only the first"
+        assert first() == 3, "the largest number counts, not the last"
+    with counted(tmp_path) as alone:
+        assert alone() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["door"]
+
+
+def test_a_killed_process_counts_no_more(tmp_path: Path) -> None:
+    process, found = hold(tmp_path)
+    assert found == 1
+    with counted(tmp_path) as count:
+        assert count() == 2
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list(tmp_path.glob("*.run"))) == 1, "nobody was there to remove its file"
+    with counted(tmp_path) as count:
+        assert count() == 1
+    assert not list(tmp_path.glob("*.run"))
+
+
+def test_an_error_ends_the_presence(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), counted(tmp_path):
+        raise RuntimeError
+    with counted(tmp_path) as count:
+        assert count() == 1
+
+
+def test_records_say_who_was_not_alone(tmp_path: Path, monkeypatch) -> None:
+    """A neighbour comes and goes: rows from then on say two, those of a later attempt too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the rest of this machine stays out of it
+    folder = tmp_path / "one"
+    process = start(folder)
+    record = wait_for_rows(folder, 5)
+    (at_work,) = tmp_path.glob("isbench-*/at-work/*")
+    neighbour, found = hold(at_work)
+    assert found == 2
+    kill(neighbour)
+    wait_for_rows(folder, sum(row["kind"] == "evaluation" for row in read_rows(record)) + 3)
+    kill(process)
+    finish(folder)
+    rows = read_rows(record)
+    numbers = [row["concurrent_runs"] for row in effective_rows(rows)]
+    assert numbers[0] == 1 and numbers[-1] == 2 and numbers == sorted(numbers)
+    assert rows[-1]["kind"] == "end" and rows[-1]["concurrent_runs"] == 2
+    alone = finish(tmp_path / "two")
+    assert {row["concurrent_runs"] for row in effective_rows(read_rows(alone))} == {1}
