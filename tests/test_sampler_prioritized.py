@@ -42,7 +42,7 @@ def test_worked_example() -> None:
     scores[10], scores[20], scores[30] = 4.0, 9.0, 9.0
     give_scores(parts, scores)
     total = (N - 3) + 2 + 3 + 3
-    assert float(sampler.tree.total()) == pytest.approx(total)
+    assert float(sampler.tree.totals()) == pytest.approx(total)
     draw = sampler.draw(parts.progress)
     priorities = {10: 2.0, 20: 3.0, 30: 3.0}
     expected = [(N * priorities.get(i, 1.0) / total) ** -0.5 for i in draw.batch.indices.tolist()]
@@ -85,9 +85,9 @@ def test_unseen_examples_have_the_largest_priority() -> None:
     assert len(first.indices.unique()) == B and (sampler.draw(parts.progress).weights == 1).all()
     sampler.num_seen.fill_(B)
     sampler.observe(Draw(first, torch.ones(B)), {"loss": torch.full((B,), 3.0)})
-    assert float(sampler.tree.total()) == pytest.approx(3 * N)
+    assert float(sampler.tree.totals()) == pytest.approx(3 * N)
     sampler.observe(Draw(first, torch.ones(B)), {"loss": torch.full((B,), 0.5)})
-    assert float(sampler.tree.total()) == pytest.approx(3 * (N - B) + 0.5 * B)
+    assert float(sampler.tree.totals()) == pytest.approx(3 * (N - B) + 0.5 * B)
     frequency = 0
     for _ in range(300):
         sampler.num_seen.fill_(B)
@@ -132,7 +132,9 @@ def test_other_signals(signal: str) -> None:
     scored = parts.progress.examples_scored
     sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
     assert parts.progress.examples_scored - scored == (0 if sampler.observes else B)
-    torch.testing.assert_close(sampler.tree[draw.batch.indices], (expected.double() + 1e-6) ** 0.6, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        sampler.tree.weights[0, draw.batch.indices], (expected.double() + 1e-6) ** 0.6, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("seen", [N // 2, N])

@@ -1,6 +1,7 @@
 """RAIS: what it remembers, what it draws, what its weights and its gain ratio stand for."""
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_probabilities_and_frequencies_of_the_mixture() -> None:
     assert p.max() > 3 * p.min(), "the test needs an uneven distribution"
     draw = sampler.draw(parts.progress)
     assert torch.allclose(draw.weights.double(), 1 / (160 * p[draw.batch.indices]), rtol=1e-5)
-    counts = torch.bincount(sampler._sample(200_000, *sampler._mixture()), minlength=160)
+    counts = torch.bincount(sampler._sample(200_000, *sampler._mixture()[1:]), minlength=160)
     expected = 200_000 * p
     statistic = float(((counts - expected).square() / expected).sum())  # chi-square with 159 degrees of freedom
     assert abs(statistic - 159) < 4 * math.sqrt(2 * 159)
@@ -224,11 +225,11 @@ def test_without_gain_updates_count_once() -> None:
 def test_outliers_are_scaled_to_the_threshold() -> None:
     parts = build_rais("sampler.outlier_threshold=100")
     draw = parts.sampler.draw(parts.progress)
-    memo = {"prediction": torch.full((16,), 0.1).double(), "uncertainty": torch.full((16,), 1e-4).double()}
-    draw = Draw(draw.batch, torch.full((16,), 2.0), memo)
+    assert draw.memo["largest_inlier"].tolist() == [10.0] * 16  # c = 0, d = 1: 0 + sqrt(100 * 1)
+    draw = Draw(draw.batch, torch.full((16,), 2.0), {"largest_inlier": torch.full((16,), 0.2)})
     norms = torch.linspace(0.01, 0.4, 16)
     weights = parts.sampler.reweight(draw, {"logit_gradient_norm": norms})
-    expected = [2.0 if norm <= 0.2 else 2.0 * 0.2 / norm for norm in norms.tolist()]  # 0.1 + sqrt(100 * 1e-4)
+    expected = [2.0 if norm <= 0.2 else 2.0 * 0.2 / norm for norm in norms.tolist()]
     assert weights.tolist() == pytest.approx(expected) and weights.dtype == torch.float32
 
 
@@ -278,19 +279,31 @@ class LargestResult(TorchDispatchMode):
 
 
 def test_a_step_does_no_work_over_all_examples() -> None:
-    sizes = {}
+    """Neither tensors nor arrays grow with N, and compiled loops see the batch alone."""
+    sizes, peaks = {}, {}
     for n in (5_000, 40_000):
         parts = build_rais(f"dataset.num_examples={n}", "dataset.shape=[2,2]", "sampler.calibration=none")
         sampler = parts.sampler
         parts.progress.examples_trained, parts.progress.updates = 2 * n, sampler.first_fit
         signals = {"logit_gradient_norm": torch.rand(16), "gradient_norm": torch.ones(())}
+        tracemalloc.start()
         with LargestResult() as largest:
             draw = sampler.draw(parts.progress)
             sampler.reweight(draw, signals)
             sampler.observe(draw, signals)
             sampler.gain()
-        sizes[n] = largest.size
+        sizes[n], peaks[n] = largest.size, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     assert sizes[5_000] == sizes[40_000] < 5_000
+    assert max(peaks.values()) < 8 * 40_000
+
+
+def test_state_stays_on_the_host() -> None:
+    """`meta` stands for any other device: what is moved there loses its values."""
+    sampler = build_rais().sampler
+    sampler.workspace.device = torch.device("meta")
+    sampler.bind(sampler.workspace)
+    assert {buffer.device.type for buffer in sampler.buffers()} == {"cpu"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,22 @@
 
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import minimize
-from torch import Tensor
 
-from isbench.samplers.uncertainty import HISTORY, NUM_FEATURES, fit, history_features, outlier_factor, robust_scale
+from isbench.samplers.uncertainty import (
+    BIAS,
+    HISTORY,
+    NUM_FEATURES,
+    Array,
+    fit,
+    predict,
+    record,
+    robust_scale,
+    store,
+    weigh,
+)
+
+Rows = tuple[Array, Array, Array, Array]
 
 
 def slow_features(norms: list[float]) -> list[float]:
@@ -20,34 +31,42 @@ def slow_features(norms: list[float]) -> list[float]:
     return [1.0, *means, *variances, *(v**0.5 for v in variances)]
 
 
-def make_rows(seed: int, rows: int = 400, size: int = 10_000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def blank_examples(count: int, further_features: int = 0) -> np.ndarray:
+    """Return examples without a history."""
+    examples = np.zeros((count, NUM_FEATURES + further_features + 1 + HISTORY), dtype=np.float32)
+    examples[:, BIAS] = 1
+    return examples
+
+
+def make_rows(seed: int, rows: int = 400, size: int = 10_000) -> Rows:
     """Return features, norms, weights of an importance-sampled subset, and mean features of a set of examples."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = {"generator": generator, "dtype": torch.float64}
-    level = torch.exp(-3 + 2 * torch.randn(size, 1, **draw))
-    norms = level * torch.exp(0.7 * torch.randn(size, HISTORY + 1, **draw))
-    norms = 1.4 * norms / (1 + norms)
-    features = history_features(norms[:, 1:], torch.full((size,), HISTORY))
+    random = np.random.default_rng(seed)
+    level = np.exp(-3 + 2 * random.standard_normal((size, 1)))
+    norms = level * np.exp(0.7 * random.standard_normal((size, HISTORY + 1)))
+    norms = (1.4 * norms / (1 + norms)).astype(np.float32)
+    examples = blank_examples(size)
+    for latest in np.ascontiguousarray(norms[:, 1:].T):
+        record(examples, np.arange(size), latest)
+    features = examples[:, :NUM_FEATURES].astype(np.float64)
     p = features[:, 3] + 0.3 * features[:, 3].mean()
     p /= p.sum()
-    drawn = torch.multinomial(p, rows, replacement=True, generator=generator)
-    return features[drawn], norms[drawn, 0], 1 / (size * p[drawn]), features.mean(dim=0)
+    drawn = random.choice(size, rows, p=p)
+    return features[drawn], norms[drawn, 0].astype(np.float64), 1 / (size * p[drawn]), features.mean(axis=0)
 
 
-def constraint(rows: tuple[Tensor, ...], c: Tensor, d: Tensor) -> float:
+def constraint(rows: Rows, c: Array, d: Array) -> float:
     features, norms, weights, _ = rows
-    return float((weights * (features @ c - norms).square() / (features @ d)).mean())
+    return float((weights * (features @ c - norms) ** 2 / (features @ d)).mean())
 
 
-def optimality_gap(rows: tuple[Tensor, ...], c: Tensor, d: Tensor) -> float:
+def optimality_gap(rows: Rows, c: Array, d: Array) -> float:
     """Return by how much, relative to <d, mean>, a feasible (c, d) may be worse than the optimum of PT.
 
     With multiplier <d, mean> the Lagrangian L is convex and, scaling d, stationary along d. For y >= 0, L(y) is at
     least L(x) + <grad L(x), y - x>: negative entries of the gradient, in units in which the optimum is of order one,
     count as they would for y of order one.
     """
-    features, norms, weights, mean = (t.numpy() for t in rows)
-    c, d = c.numpy(), d.numpy()
+    features, norms, weights, mean = rows
     area = d @ mean
     ratio = (features @ c - norms) / (features @ d)
     by_c = area * (weights * 2 * ratio) @ features / len(norms)
@@ -58,9 +77,9 @@ def optimality_gap(rows: tuple[Tensor, ...], c: Tensor, d: Tensor) -> float:
     return float((np.abs(by_c @ c) + np.abs(by_d @ d) + missing) / area)
 
 
-def solve_directly(rows: tuple[Tensor, ...]) -> float:
+def solve_directly(rows: Rows) -> float:
     """Return the optimum of PT by a general solver of constrained problems, with the constraint as it stands."""
-    features, norms, weights, mean = (t.numpy() for t in rows)
+    features, norms, weights, mean = rows
     size, unit = len(mean), float(weights @ norms / weights.sum())
     features, norms = features / mean, norms / unit
 
@@ -85,39 +104,63 @@ def solve_directly(rows: tuple[Tensor, ...]) -> float:
     return result.fun * unit**2
 
 
-def test_features_of_histories_of_any_length() -> None:
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.arange(HISTORY + 1)
-    norms = torch.rand(len(lengths), HISTORY, generator=generator) * (torch.arange(HISTORY) < lengths[:, None])
-    expected = [slow_features(row[:n].tolist()) for row, n in zip(norms.double(), lengths.tolist(), strict=True)]
-    features = history_features(norms, lengths.to(torch.uint8))
-    assert features.shape == (HISTORY + 1, NUM_FEATURES)
-    assert torch.allclose(features, torch.tensor(expected, dtype=torch.float64), rtol=1e-7, atol=1e-8)
+def test_record_against_a_slow_version() -> None:
+    """Histories of all lengths beyond the longest window, with repeats in a batch and a feature of another kind."""
+    random = np.random.default_rng(0)
+    examples, history = blank_examples(12, further_features=1), [[] for _ in range(12)]
+    examples[:, NUM_FEATURES] = range(12)
+    for _ in range(60):
+        indices = random.integers(0, 12, 5)
+        norms = random.random(5).astype(np.float32)
+        record(examples, indices, norms)
+        for i, norm in dict(zip(indices.tolist(), norms.tolist(), strict=True)).items():
+            history[i].insert(0, norm)
+        for i, norms_of_one in enumerate(history):
+            assert np.allclose(examples[i, :NUM_FEATURES], slow_features(norms_of_one), rtol=1e-5, atol=1e-6)
+            expected = [i, min(len(norms_of_one), HISTORY), *norms_of_one[:HISTORY]]
+            assert np.allclose(examples[i, NUM_FEATURES:][: len(expected)], expected)
+    assert max(map(len, history)) > HISTORY
+
+
+def test_store_goes_round_and_predict_is_a_product() -> None:
+    random = np.random.default_rng(0)
+    examples = random.random((9, 5 + 1 + HISTORY)).astype(np.float32)
+    rows, expected = np.zeros((2, 7, 7), dtype=np.float32)
+    for place in (0, 4, 8):
+        indices, norms, weights = random.integers(0, 9, 4), *random.random((2, 4)).astype(np.float32)
+        store(rows, place, examples, indices, norms, weights)
+        for j in range(4):
+            expected[(place + j) % 7] = [*examples[indices[j], :5], norms[j], weights[j]]
+    assert np.array_equal(rows, expected)
+    coefficients, predictions = random.random((2, 5)), np.zeros((2, 4))
+    predict(coefficients, examples, indices, predictions)
+    assert np.allclose(predictions, coefficients @ examples[indices, :5].T.astype(np.float64))
 
 
 def test_robust_estimate_is_on_the_border_and_largest() -> None:
     """Proposition 4.1: of all norms with mean Q at most 1, v = <c, s> + k <d, s> has the largest sum."""
-    generator = torch.Generator().manual_seed(0)
-    c, d = torch.rand(2, 50, dtype=torch.float64, generator=generator)
+    random = np.random.default_rng(0)
+    c, d = random.random((2, 50))
     v = c + robust_scale(d.sum(), 50) * d
-    assert ((c - v).square() / d).mean() == pytest.approx(1, abs=1e-12)
+    assert ((c - v) ** 2 / d).mean() == pytest.approx(1, abs=1e-12)
     for _ in range(200):
-        step = torch.randn(50, dtype=torch.float64, generator=generator) * d.sqrt()
-        other = (c + step / (step.square() / d).mean().sqrt()).clamp(min=0)
+        step = random.standard_normal(50) * np.sqrt(d)
+        other = np.maximum(c + step / np.sqrt((step**2 / d).mean()), 0)
         assert other.sum() < v.sum()
 
 
-def test_outlier_factor_by_hand() -> None:
-    norms, predictions, uncertainties = torch.tensor([[2.0, 12.0, 0.1], [1.0, 1.0, 5.0], [1.0, 1.0, 0.01]]).double()
-    factors = outlier_factor(norms, predictions, uncertainties, threshold=100.0)
-    assert factors.tolist() == [1.0, 11 / 12, 1.0]  # Q = 1; 121; far below its prediction
-    assert (predictions[1] - factors[1] * norms[1]).square() / uncertainties[1] == pytest.approx(100)
+def test_weigh_by_hand() -> None:
+    predictions = np.array([[9.0, 1.0, 9.0, 0.5], [9.0, 0.25, 9.0, 1.0]])
+    numbers = np.zeros((2, 2), dtype=np.float32)
+    weigh(predictions, np.array([1, 3]), 2.0, 3.0, 16.0, numbers)
+    assert numbers[0].tolist() == pytest.approx([2.0, 1.2])  # 3 / (1 + 2 x 0.25), 3 / (0.5 + 2 x 1)
+    assert numbers[1].tolist() == [3.0, 4.5]  # (3 - 1)^2 / 0.25 = 16, (4.5 - 0.5)^2 / 1 = 16
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_agrees_with_a_general_solver(seed: int) -> None:
     features, norms, weights, mean = make_rows(seed)
-    kept = torch.tensor([0, 1, 3, 6, 9])
+    kept = [0, 1, 3, 6, 9]
     rows = (features[:, kept], norms, weights, mean[kept])
     c, d = fit(*rows)
     assert (c >= 0).all() and (d >= 0).all()
@@ -125,22 +168,22 @@ def test_fit_agrees_with_a_general_solver(seed: int) -> None:
     assert float(d @ rows[3]) == pytest.approx(solve_directly(rows), rel=1e-6)
 
 
-def adversarial() -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+def adversarial() -> dict[str, Rows]:
     features, norms, weights, mean = make_rows(7)
-    generator = torch.Generator().manual_seed(1)
-    spread = 10 ** (6 * torch.rand(len(norms), generator=generator, dtype=torch.float64) - 3)
-    every_50th = torch.arange(len(norms)) % 50 == 0
-    few = torch.rand(20, NUM_FEATURES, generator=generator).double() ** 4
-    unused = torch.arange(NUM_FEATURES) == 3
+    random = np.random.default_rng(1)
+    spread = 10 ** (6 * random.random(len(norms)) - 3)
+    rows, columns = np.arange(len(norms)), np.arange(NUM_FEATURES)
+    few = random.random((20, NUM_FEATURES)) ** 4
+    few[:, BIAS] = 1
     return {
         "all features": (features, norms, weights, mean),
         "weights over six orders": (features, norms, spread, mean),
-        "outliers": (features, torch.where(every_50th, 1e4 * norms, norms), weights, mean),
-        "one huge outlier": (features, torch.where(torch.arange(len(norms)) == 5, 1e8, norms), weights, mean),
-        "a zero feature": (features.masked_fill(unused, 0), norms, weights, mean),
-        "only the constant": (features.clone().index_fill_(1, torch.arange(1, NUM_FEATURES), 0), norms, weights, mean),
+        "outliers": (features, np.where(rows % 50 == 0, 1e4 * norms, norms), weights, mean),
+        "one huge outlier": (features, np.where(rows == 5, 1e8, norms), weights, mean),
+        "a zero feature": (np.where(columns == 3, 0.0, features), norms, weights, mean),
+        "only the constant": (np.where(columns > 0, 0.0, features), norms, weights, mean),
         "tiny units": (features * 1e-8, norms * 1e-8, weights, mean * 1e-8),
-        "few rows": (few, norms[:20], weights[:20], mean.sqrt()),
+        "few rows": (few, norms[:20], weights[:20], np.sqrt(mean)),
     }
 
 
@@ -156,7 +199,7 @@ def test_fit_is_optimal_in_hard_cases(name: str) -> None:
 def test_the_measure_of_optimality_notices() -> None:
     rows = make_rows(0)
     c, d = fit(*rows)
-    for worse_c, worse_d in ((c * 1.05, d), (c, d * torch.linspace(0.9, 1.1, NUM_FEATURES))):
+    for worse_c, worse_d in ((c * 1.05, d), (c, d * np.linspace(0.9, 1.1, NUM_FEATURES))):
         worse_d = worse_d * constraint(rows, worse_c, worse_d)
         assert optimality_gap(rows, worse_c, worse_d) > 1e-3
 
@@ -165,20 +208,20 @@ def test_fit_follows_the_unit_of_the_norms() -> None:
     features, norms, weights, mean = make_rows(2)
     c, d = fit(features, norms, weights, mean)
     scaled_c, scaled_d = fit(features, 1000 * norms, weights, mean)
-    assert torch.allclose(scaled_c, 1000 * c, rtol=1e-6) and torch.allclose(scaled_d, 1e6 * d, rtol=1e-6)
+    assert np.allclose(scaled_c, 1000 * c, rtol=1e-6) and np.allclose(scaled_d, 1e6 * d, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-30, 1.0])
 @pytest.mark.parametrize("rows", [1, 300])
 def test_perfect_predictions_leave_finite_sets(norm: float, rows: int) -> None:
-    features = torch.cat([torch.ones(rows, 1), torch.full((rows, 4), norm)], dim=1)
-    c, d = fit(features, torch.full((rows,), norm), torch.ones(rows), features.mean(dim=0))
-    assert float((features.double() @ c)[0]) == pytest.approx(norm, rel=1e-3, abs=1e-3 * (norm == 0))
-    assert c.isfinite().all() and d.isfinite().all() and (d >= 0).all() and d.sum() > 0
+    features = np.column_stack([np.ones(rows), np.full((rows, 4), norm)])
+    c, d = fit(features, np.full(rows, norm), np.ones(rows), features.mean(axis=0))
+    assert (features @ c)[0] == pytest.approx(norm, rel=1e-3, abs=1e-3 * (norm == 0))
+    assert np.isfinite(c).all() and np.isfinite(d).all() and (d >= 0).all() and d.sum() > 0
 
 
 def test_a_norm_that_is_not_finite_gives_nan() -> None:
     features, norms, weights, mean = make_rows(0)
-    norms[3] = torch.nan
+    norms[3] = np.nan
     c, d = fit(features, norms, weights, mean)
-    assert c.isnan().all() and d.isnan().all()
+    assert np.isnan(c).all() and np.isnan(d).all()

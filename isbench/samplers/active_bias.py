@@ -59,7 +59,7 @@ class ActiveBias(EpochSampler):
         warmup_passes: uniform passes at the start.
 
     Estimator: biased (towards high q)
-    Memory: 12 bytes per example
+    Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) per pass for its keys, their selection and sort of share * N; O(b^2) per update for repeats
     Host reads: 0 per update
     """

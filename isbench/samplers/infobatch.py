@@ -30,7 +30,7 @@ class InfoBatch(EpochSampler):
         stop: share of the budget after which nothing is pruned.
 
     Estimator: unbiased (sum over a pass, given the scores at its start)
-    Memory: 4 bytes per example
+    Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) per pass; O(b^2) per update for repeats
     Host reads: 1 per pass (its length)
     """

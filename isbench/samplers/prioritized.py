@@ -34,7 +34,7 @@ class Prioritized(Sampler):
 
     Estimator: biased (while beta < 1 towards examples with a high score; normalize: by a random factor of at most 1),
         unbiased if beta = 1 and normalize = false
-    Memory: 16.3 bytes per example
+    Memory: 16.5 bytes per example
     Cost: O(log N) per draw and per new score
     Host reads: 0 per update
     """
@@ -87,9 +87,9 @@ class Prioritized(Sampler):
         is_unseen = leaves == self.unseen_leaf
         places = (self.num_seen + is_unseen.cumsum(0) - 1).clamp_(0, workspace.num_examples - 1)
         indices = torch.where(is_unseen, self.queue[places], leaves)
-        priorities = torch.where(is_unseen, self.max_priority, self.tree[leaves])
+        priorities = torch.where(is_unseen, self.max_priority, self.tree.weights[0, leaves])
         self.num_seen.add_(is_unseen.sum()).clamp_(max=workspace.num_examples)
-        weights = (workspace.num_examples * priorities / self.tree.total()) ** -self.current_beta()
+        weights = (workspace.num_examples * priorities / self.tree.totals()) ** -self.current_beta()
         if self.normalize:
             weights = weights / weights.amax()
         return Draw(workspace.fetch(indices), weights.float())
@@ -106,3 +106,9 @@ class Prioritized(Sampler):
 
     def diagnostics(self) -> dict[str, float]:
         return {"beta": self.current_beta(), "unseen": float(self.workspace.num_examples - self.num_seen)}
+
+    def probabilities(self) -> Tensor:
+        """Return the examples' shares of all priorities."""
+        priorities = self.tree.weights[0, :-1].clone()
+        priorities[self.queue[int(self.num_seen) :]] = self.max_priority
+        return priorities / priorities.sum()

@@ -5,8 +5,9 @@ past training steps predict each example's norm and how uncertain that is; a con
 honest (see `isbench.samplers.uncertainty`); the gain ratio raises the learning rate by what the sampling saves.
 """
 
-from math import ceil
+from math import ceil, inf
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,14 @@ from isbench.samplers.uncertainty import (
     BIAS,
     HISTORY,
     NUM_FEATURES,
+    Array,
+    average,
     fit,
-    history_features,
-    outlier_factor,
+    predict,
+    record,
     robust_scale,
+    store,
+    weigh,
 )
 from isbench.signals import FULL_GRADIENT
 from isbench.types import Draw, Progress
@@ -30,6 +35,7 @@ LAST_LAYER = "last_layer_gradient_norm"
 NORM = "logit_gradient_norm"
 SHARE_OF_BIAS = 1e-4
 TINY = 1e-300
+QUIET = np.errstate(all="ignore")  # a run that diverges is noticed by its loss
 
 
 def fit_schedule(num_examples: int, fit_examples: int, batch_size: int) -> tuple[int, int]:
@@ -43,7 +49,8 @@ class RAIS(Sampler):
 
     The first pass is in shuffled order, then sampling is uniform until the first fit. An example is drawn with
     probability p_i proportional to <c, s_i> + k <d, s_i> (Proposition 4.1) and weighted by 1 / (N p_i). A step does no
-    work over N: both terms lie in a sum tree, side by side, in which only visited examples change.
+    work over N: each term lies in a sum tree, in which only visited examples change. All of this stays on the host,
+    wherever the model is: it is too little for a GPU, and the gain has to be read in any case.
 
     The paper records the gradient norm at the loss layer in place of the whole gradient's, and does not say how its
     gain ratio, r = 1 + (U1 - R1) / (b R), brings the units of U1 and R1 together with those of R, the squared norm of
@@ -77,17 +84,15 @@ class RAIS(Sampler):
         weighted_norm: weight the statistics of batch norm by 1 / (N p_i).
 
     Estimator: unbiased (of the examples in their stored views), outliers aside
-    Memory: 133 bytes per example; 4 more and the size of a view where offsets are a feature
+    Memory: 133 bytes per example, on the host; 4 more and, on the device, a view where offsets are a feature
     Cost: O(log N) per draw; a convex fit and O(N) predictions every ceil(|D| / b) updates
-    Host reads: 1 per update (the gain; none without), about 30 per fit
+    Host reads: 2 per update, the random numbers of the draw and the norms (of several small tensors)
     """
 
     examples: Tensor
     next_views: Tensor
     rows: Tensor
     coefficients: Tensor
-    scales: Tensor
-    set_starts: Tensor
     averages: Tensor
     clipped: Tensor
 
@@ -98,7 +103,7 @@ class RAIS(Sampler):
         gain: bool = True,
         max_gain: float = 20.0,
         calibration: str = "full_gradient",
-        calibrate_every: int = 50,
+        calibrate_every: int = 100,
         calibration_examples: int = 16,
         outlier_threshold: float | None = 100.0,
         weighted_norm: bool = True,
@@ -130,6 +135,11 @@ class RAIS(Sampler):
         self.gain_norm = LAST_LAYER if calibration == "last_layer" else NORM
         self.observes = tuple(dict.fromkeys((NORM, "gradient_norm", self.gain_norm))) if gain else (NORM,)
 
+    def bind(self, workspace) -> None:
+        """Keep the workspace and register the buffers, which stay where they are made."""
+        self.workspace = workspace
+        self.allocate(workspace)
+
     def allocate(self, workspace) -> None:
         num_examples, rows = workspace.num_examples, self.fit_examples
         self.first_fit, self.fit_period = fit_schedule(num_examples, rows, workspace.batch_size)
@@ -140,23 +150,23 @@ class RAIS(Sampler):
             self.register_buffer("next_views", workspace.draw_views(num_examples))
         size = self.size = NUM_FEATURES + self.has_offset
 
-        # What belongs to an example lies side by side, so that a step gathers and scatters it once: its features s_i,
-        # computed from the rest and the next view; how many norms are recorded; the last of them, latest first.
+        # What belongs to an example lies side by side: its features s_i, computed from the rest and the next view; how
+        # many norms are recorded; the last of them, latest first.
         self.register_buffer("examples", torch.zeros(num_examples, size + 1 + HISTORY))
         self.features[:, BIAS] = 1
         if self.has_offset:
-            self.features[:, -1] = workspace.view_offset(self.next_views if fixed is None else fixed)
+            self.features[:, -1] = workspace.view_offset(self.next_views if fixed is None else fixed).cpu()
         self.register_buffer("rows", torch.zeros(rows, size + 2))  # of the fit: features, norm, weight
         self.register_buffer("coefficients", torch.zeros(2, size, dtype=torch.float64))  # c, d
         self.d[BIAS] = 1
-        # The tree holds <c, s_i>, then <d, s_i> times k as it was at the last fit. Both then have the unit of norms,
-        # and neither is lost to rounding in the running sums of the other.
-        self.register_buffer("scales", torch.ones(2, 1, dtype=torch.float64))  # 1 and that k
-        self.tree = SumTree(num_examples, num_sets=2)
-        self.tree.fill(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
-        self.register_buffer("set_starts", torch.tensor([[0], [self.tree.stride]]), persistent=False)
+        self.tree = SumTree(num_examples, num_sets=2)  # of <c, s_i> and of <d, s_i>
+        self.tree.fill(torch.tensor([[0.0], [1.0]]))
         self.register_buffer("averages", torch.zeros(4, dtype=torch.float64))  # moments and units
         self.register_buffer("clipped", torch.zeros((), dtype=torch.int64))  # updates whose gain was limited
+        # The same memory as arrays, which are quicker to look up than buffers.
+        self._examples, self._rows = self.examples.numpy(), self.rows.numpy()
+        self._coefficients, self._averages = self.coefficients.numpy(), self.averages.numpy()
+        self._weights, self._totals = self.tree.weights.numpy(), self.tree.totals().numpy()
 
     @property
     def features(self) -> Tensor:
@@ -183,41 +193,43 @@ class RAIS(Sampler):
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
-        predicted, total, k = self._mixture()
+        _, total, k = self._mixture()
         if progress.examples_trained < workspace.num_examples:
             indices = workspace.candidates(workspace.batch_size)
+            items = indices.cpu()
         else:
-            indices = self._sample(workspace.batch_size, predicted, total, k)
-        examples = self.examples.index_select(0, indices)
-        prediction, uncertainty = self._predictions(examples[:, : self.size]).unbind()
-        weights = total / workspace.num_examples / torch.addcmul(prediction, k, uncertainty)
+            items = self._sample(workspace.batch_size, total, k)
+            indices = items.to(workspace.device)
+        numbers = torch.empty(2, len(items))
+        threshold = self.outlier_threshold or inf
+        weigh(self._weights, items.numpy(), k, total / workspace.num_examples, threshold, numbers.numpy())
+        weights, largest_inlier = numbers.to(workspace.device)
         batch = workspace.fetch(indices, self.next_views[indices] if self.stores_views else None)
-        memo = {"examples": examples, "prediction": prediction, "uncertainty": uncertainty}
-        return Draw(batch, weights.float(), memo)
+        return Draw(batch, weights, {"largest_inlier": largest_inlier})
 
     def reweight(self, draw: Draw, signals: Signals) -> Tensor:
+        """Scale the loss of outliers down to where their norm would be the largest inlier."""
         if self.outlier_threshold is None:
             return draw.weights
-        prediction, uncertainty = draw.memo["prediction"], draw.memo["uncertainty"]
-        return draw.weights * outlier_factor(signals[NORM], prediction, uncertainty, self.outlier_threshold).float()
+        return draw.weights * (draw.memo["largest_inlier"] / signals[NORM]).clamp_(max=1)
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         update = self.workspace.progress.updates + 1
-        self._store(draw, signals[NORM])
+        indices, weights, norms = draw.batch.indices.cpu(), draw.weights.cpu(), signals[NORM].cpu()
         if self.has_gain:
-            self._average(draw, signals)
+            self._average(weights, signals)
             since = update - self.first_fit
             if self.calibration == "full_gradient" and since >= 0 and since % self.calibrate_every == 0:
                 self._calibrate(draw)
-        examples = self._remember(draw, signals[NORM])
+        self._remember(draw, indices, norms, weights)
         if update >= self.first_fit:
             if update % self.fit_period == 0:
                 self._fit()
             else:
-                self._predict(draw.batch.indices, examples)
+                self._predict(indices)
 
     def gain(self) -> float:
-        """Return the estimated gain ratio (section 4.4, equation 7), between 1 and `max_gain`. One host read."""
+        """Return the estimated gain ratio (section 4.4, equation 7), between 1 and `max_gain`."""
         if not self.has_gain:
             return 1.0
         ratio, _ = self._gain_ratio()
@@ -233,61 +245,22 @@ class RAIS(Sampler):
             numbers.update(gain_ratio=ratio, kappa=unit**0.5, gains_clipped=float(self.clipped))
         return numbers
 
-    def _predictions(self, features: Tensor) -> Tensor:
-        """Return <c, s> and <d, s> of features s (n, F), (2, n)."""
-        return self.coefficients @ features.double().T
-
-    def _mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixture(self) -> tuple[float, float, float]:
         """Return the sum of all <c, s_i>, the sum of all v_i, and k."""
-        predicted, uncertainty = (self.tree.totals() / self.scales[:, 0]).unbind()
+        predicted, uncertainty = self._totals.tolist()
         k = robust_scale(uncertainty, self.workspace.num_examples)
-        return predicted, torch.addcmul(predicted, k, uncertainty), k
+        return predicted, predicted + k * uncertainty, k
 
-    def _sample(self, size: int, predicted: Tensor, total: Tensor, k: Tensor) -> Tensor:
-        """Draw from p. A mass beyond the first set of the tree shrinks as k has grown since the second was filled."""
+    def _sample(self, size: int, total: float, k: float) -> Tensor:
+        """Draw from p."""
         device, generator = self.workspace.device, self.workspace.generator
-        masses = torch.rand(size, dtype=torch.float64, device=device, generator=generator) * total
-        beyond = (masses - predicted).clamp_(min=0)
-        return self.tree.draw_at(torch.addcmul(masses, beyond, self.scales[1] / k - 1))
+        masses = torch.rand(size, dtype=torch.float64, device=device, generator=generator).cpu()
+        return self.tree.draw_at(masses.mul_(total), scales=(1.0, k))
 
-    def _store(self, draw: Draw, norms: Tensor) -> None:
-        """Keep the batch for the fit. Features are those of the draw."""
-        features = draw.memo["examples"][:, : self.size]
-        rows = torch.cat([features, norms[:, None], draw.weights[:, None]], dim=1)
-        place = self.workspace.progress.examples_trained % self.fit_examples
-        while len(rows) > 0:
-            part = rows[: self.fit_examples - place]
-            self.rows[place : place + len(part)] = part
-            rows, place = rows[len(part) :], 0
-
-    def _remember(self, draw: Draw, norms: Tensor) -> Tensor:
-        """Put the norms in front of the histories, draw the views of the next visits, and update the features.
-
-        Returns what is now stored of the batch's examples, alike for repeats.
-        """
-        indices, size = draw.batch.indices, self.size
-        _, offsets, lengths, history = draw.memo["examples"].split(
-            [NUM_FEATURES, size - NUM_FEATURES, 1, HISTORY], dim=1
-        )
-        history = torch.cat([norms[:, None], history[:, :-1]], dim=1)
-        lengths = (lengths + 1).clamp_(max=HISTORY)
-        if self.stores_views:
-            views = self.workspace.draw_views(len(indices))
-            distances = self.workspace.view_offset(views)
-            assert distances is not None
-            offsets = distances[:, None]
-            self.next_views[indices] = last_of_repeats(indices, views)
-        features = history_features(history, lengths[:, 0]).float()
-        examples = last_of_repeats(indices, torch.cat([features, offsets, lengths, history], dim=1))
-        self.examples.index_copy_(0, indices, examples)
-        return examples
-
-    def _average(self, draw: Draw, signals: Signals) -> None:
+    def _average(self, weights: Tensor, signals: Signals) -> None:
         """Move the moments towards those of this batch."""
-        norms = signals[self.gain_norm]
-        weighted = draw.weights * norms
-        whole, gained = signals["gradient_norm"].square(), weighted.dot(norms - weighted)
-        self.moments.lerp_(torch.stack([whole, gained]).double(), self.smoothing)
+        norms, whole = (signals[name].cpu().numpy() for name in (self.gain_norm, "gradient_norm"))
+        average(self._averages, self.smoothing, whole.item(), weights.numpy(), norms)
 
     def _calibrate(self, draw: Draw) -> None:
         """Move the unit of the recorded norms towards that of the first few examples of this batch, as reweighted."""
@@ -295,29 +268,51 @@ class RAIS(Sampler):
         batch, weights = draw.batch.take(few), draw.weights[few].double()
         squares = [self.workspace.score(batch, signal).double().square() for signal in (FULL_GRADIENT, NORM)]
         forget = (1 - self.smoothing) ** self.calibrate_every  # as fast as the moments
-        self.units.lerp_(torch.stack([weights.dot(square) for square in squares]), 1 - forget)
+        self.units.lerp_(torch.stack([weights.dot(square) for square in squares]).cpu(), 1 - forget)
+
+    def _remember(self, draw: Draw, indices: Tensor, norms: Tensor, weights: Tensor) -> None:
+        """Keep the batch for the fit, with its features as drawn; then its norms, and the views of its next visits."""
+        arrays = self._examples, indices.numpy(), norms.numpy()
+        store(self._rows, self.workspace.progress.examples_trained, *arrays, weights.numpy())
+        record(*arrays)
+        if self.stores_views:
+            where = draw.batch.indices
+            self.next_views[where] = last_of_repeats(where, self.workspace.draw_views(len(where)))
+            offsets = self.workspace.view_offset(self.next_views[where])
+            assert offsets is not None
+            self.features[indices, -1] = offsets.cpu()
 
     def _gain_ratio(self) -> tuple[float, float]:
         """Return r and kappa^2."""
-        whole, gained, true, recorded = self.averages.tolist()
+        whole, gained, true, recorded = self._averages.tolist()
         unit = 1.0
         if self.calibration == "full_gradient":
             unit = true / recorded if recorded else 0.0
         return 1 + unit * gained / self.workspace.batch_size**2 / max(whole, TINY), unit
 
+    @QUIET
     def _fit(self) -> None:
         """Fit c and d to the recent rows, and predict all examples with them."""
-        features = self.features.double()
-        mean = features.mean(dim=0)
-        rows, norms, weights = self.rows.double().split([self.size, 1, 1], dim=1)
-        c, d = fit(rows, norms[:, 0], weights[:, 0], mean)
-        d[BIAS] = torch.maximum(d[BIAS], SHARE_OF_BIAS * (d @ mean))
-        self.coefficients.copy_(torch.stack([c, d]))
-        predictions = self._predictions(features)
-        self.scales[1] = robust_scale(predictions[1].sum(), len(features))
-        self.tree.fill(predictions * self.scales)
+        mean = self._examples[:, : self.size].mean(axis=0, dtype=np.float64)
+        rows, size = self._rows, self.size
+        c, d = fit(rows[:, :size], rows[:, size], rows[:, size + 1], mean)
+        d[BIAS] = np.maximum(d[BIAS], SHARE_OF_BIAS * (d @ mean))
+        self._coefficients[:] = c, d
+        self.tree.fill(torch.from_numpy(self._predictions()))
 
-    def _predict(self, indices: Tensor, examples: Tensor) -> None:
+    def _predict(self, indices: Tensor) -> None:
         """Predict the visited examples anew."""
-        predictions = self._predictions(examples[:, : self.size])
-        self.tree.put((self.set_starts + indices).view(-1), (predictions * self.scales).view(-1))
+        self.tree.update(indices, torch.from_numpy(self._predictions(indices)))
+
+    def _predictions(self, indices: Tensor | None = None) -> Array:
+        """Return <c, s> and <d, s> of the examples at `indices` (n,), else of all, (2, n)."""
+        where = np.arange(len(self._examples)) if indices is None else indices.numpy()
+        predictions = np.empty((2, len(where)))
+        predict(self._coefficients, self._examples, where, predictions)
+        return predictions
+
+    def probabilities(self) -> Tensor:
+        """Return p of Proposition 4.1: equal until the first fit."""
+        _, total, k = self._mixture()
+        prediction, uncertainty = self._weights
+        return torch.from_numpy((prediction + k * uncertainty) / total).to(self.workspace.device)

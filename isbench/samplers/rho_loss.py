@@ -29,7 +29,7 @@ class RhoLoss(Sampler):
         pool_size: n_B; null is 10 b, the paper's share of 0.1.
 
     Estimator: biased (towards high reducible loss)
-    Memory: 4 bytes per example
+    Memory: 12 bytes per example, the order of the pass included
     Cost: a forward pass of the pool per update
     Host reads: 0 per update
     """

@@ -36,7 +36,7 @@ class SelectiveBackprop(Sampler):
             Stale-SB); 1 scores always.
 
     Estimator: biased (towards examples with a high loss)
-    Memory: 4 bytes per example if staleness > 1, else none; up to b + pool_size queued inputs
+    Memory: 8 bytes per example, the order of the pass, and 4 more if staleness > 1; up to b + pool_size queued inputs
     Cost: about beta + 1 forward passes per trained example (divided by staleness); a sort of R losses per pool
     Host reads: 1 per pool (how many were selected)
     """

@@ -35,7 +35,7 @@ class SGDS(EpochSampler):
         restore: share of the kept examples brought back then.
 
     Estimator: biased (towards examples with a high loss)
-    Memory: 12 bytes per example
+    Memory: 24 bytes per example, the order of the pass included
     Cost: O(N log N) per pass (a sort of the kept losses); O(b^2) per update for repeats
     Host reads: 0 per update
     """
