@@ -1,6 +1,7 @@
 """Write the generated tables into README.md, or with --check say whether they are up to date."""
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from isbench.build import locate
 from isbench.cli import summary
+from isbench.report.inventory import INVENTORY
 from isbench.report.measures import headline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +31,18 @@ def demo_table() -> str:
     return f"**{finding}**\n\n" + "\n".join(lines) + "\n\n" + notes
 
 
+def experiment_table() -> str:
+    """Return one row per claim of the experiments that have been run."""
+    lines = ["| experiment | the paper reports (arms) | published | ours [95 %] | n | verdict |", "| --- " * 6 + "|"]
+    for experiment in INVENTORY:
+        path = ROOT / "results" / experiment.id / "verdicts.json"
+        for found in json.loads(path.read_text()) if path.is_file() else ():
+            claim = f"{found['text']} ({found['arms']})"
+            cells = (f"`{experiment.id}`", claim, found["reported"], found["ours"], str(found["n"]), found["verdict"])
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else "No experiment has been run yet."
+
+
 def sampler_table() -> str:
     """Return one row per yaml of conf/sampler, from its first line and the docstring of its class."""
     lines = ["| sampler | method | " + " | ".join(fact.lower() for fact in FACTS) + " |", "| --- " * 6 + "|"]
@@ -40,9 +54,23 @@ def sampler_table() -> str:
     return "\n".join(lines)
 
 
+def performance_table() -> str:
+    """Return what `make bench` found, the worst row for each goal."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.summary import headline  # beside the package, not in it
+
+    return headline(json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text()))
+
+
 def filled(text: str) -> str:
     """Return README's text with every generated block renewed."""
-    for name, table in (("demo", demo_table()), ("samplers", sampler_table())):
+    tables = {
+        "demo": demo_table(),
+        "experiments": experiment_table(),
+        "performance": performance_table(),
+        "samplers": sampler_table(),
+    }
+    for name, table in tables.items():
         text = re.sub(
             rf"(<!-- {name} -->).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text, flags=re.DOTALL
         )

@@ -24,7 +24,7 @@ def config(sampler: str, seed: int, **changes: Any) -> dict[str, Any]:
         "schedule": {"name": "cosine", "_target_": "isbench.training.schedule.cosine", "final": 0.0},
         "augmentation": {"name": "none"},
         "budget": {"name": "seconds_60", "unit": "seconds", "limit": 60.0, "effective": False},
-        "numerics": {"name": "reproducible", "deterministic": True, "tf32": False, "threads": 1},
+        "numerics": {"name": "reproducible", "deterministic": True, "threads": 1},
         "evaluation": {"points": 20, "train_examples": 2000},
         "label_smoothing": 0.0,
         "clip_norm": None,
@@ -46,9 +46,16 @@ def write_run(
     torn: str = "",
     losses: Iterable[float] | None = None,
     options: Mapping[str, Any] | None = None,
+    concurrent_runs: int | None = None,
+    gain: float = 1.0,
+    update_seconds: float = 0.1,
+    probes: Mapping[int, Iterable[Mapping[str, Any]]] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a run whose (seconds, test error) are given. An update takes 0.1 s and 128 of 4,000 examples."""
+    """Write a run whose (seconds, test error) are given. An update takes 128 of 4,000 examples.
+
+    `probes` has the probe rows by updates, `gain` is that of every update.
+    """
     resolved = config(sampler, seed, **changes)
     resolved["sampler"].update(options or {})
     setting = f"{resolved['dataset']['name']}-{resolved['model']['name']}"
@@ -76,24 +83,27 @@ def write_run(
     points = list(curve)
     rows = [start]
     for (seconds, error), loss in zip(points, losses or (2 * error for _, error in points), strict=True):
-        updates = round(10 * seconds)
+        updates = round(seconds / update_seconds)
         rows.append(
             {
                 "kind": "evaluation",
                 "attempt": 1,
                 "updates": updates,
-                "effective_updates": float(updates),
+                "effective_updates": gain * updates,
                 "epoch": updates * 128 / 4000,
                 "train_seconds": seconds,
                 "examples_trained": 128 * updates,
                 "examples_scored": 0 if sampler == "uniform" else 640 * updates,
                 "learning_rate": 0.02,
-                "gain": 1.0,
+                "gain": gain,
                 "train_loss": loss,
                 "test_loss": 3 * error,
                 "test_error": error,
+                **({} if concurrent_runs is None else {"concurrent_runs": concurrent_runs}),
             }
         )
+        for look in (probes or {}).get(updates, ()):
+            rows.append({"kind": "probe", "attempt": 1, "updates": updates, "epoch": rows[-1]["epoch"], **look})
     if status is not None:
         rows.append({"kind": "end", "attempt": 1, "status": status, "reason": reason})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from report_samples import config, write_run
 
 from isbench.errors import UserError
 from isbench.report.__main__ import main
-from isbench.report.figures import ERROR, SECONDS, STYLES, band, styles
+from isbench.report.figures import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
 from isbench.report.load import describe, load_runs
 from isbench.report.measures import (
     headline,
@@ -20,7 +20,7 @@ from isbench.report.measures import (
     summary_table,
     t_interval,
     time_to_target,
-    value_at_seconds,
+    value_at,
     verdict,
 )
 from isbench.report.page import disagreements
@@ -41,16 +41,16 @@ def twice(tmp_path):
     return tmp_path
 
 
-def rows_of(table, sampler):
-    return table[table["sampler"] == sampler].iloc[0]
+def rows_of(table, arm):
+    return table[table["arm"] == arm].iloc[0]
 
 
 def test_values_are_interpolated_and_never_extrapolated():
     curve = pd.DataFrame({"train_seconds": [1.0, 3.0, 5.0], "test_error": [0.8, 0.4, np.nan]})
-    assert value_at_seconds(curve, 1.5, "test_error") == pytest.approx(0.7)
-    assert value_at_seconds(curve, 3.0, "test_error") == 0.4
-    assert math.isnan(value_at_seconds(curve, 0.9, "test_error"))
-    assert math.isnan(value_at_seconds(curve, 3.1, "test_error"))
+    assert value_at(curve, 1.5, "test_error") == pytest.approx(0.7)
+    assert value_at(curve, 3.0, "test_error") == 0.4
+    assert math.isnan(value_at(curve, 0.9, "test_error"))
+    assert math.isnan(value_at(curve, 3.1, "test_error"))
 
 
 def test_time_to_target_is_the_first_crossing():
@@ -194,7 +194,26 @@ def test_records_are_read_through_attempts_and_damage(tmp_path):
 def test_samplers_with_other_options_are_told_apart(tmp_path):
     for size in (320, 640):
         write_run(tmp_path, "loss", 0, line(0.01), options={"pool_size": size, "signal": "loss"})
-    assert load_runs(tmp_path).runs["sampler"].tolist() == ["loss pool_size=320", "loss pool_size=640"]
+    assert load_runs(tmp_path).runs["arm"].tolist() == ["loss pool_size=320", "loss pool_size=640"]
+
+
+def test_a_run_is_called_by_its_arm(tmp_path):
+    for arm, size in (("small", 320), ("large", 640)):
+        write_run(tmp_path, "loss", 0, line(0.01), options={"pool_size": size}, arm=arm)
+    runs = load_runs(tmp_path).runs
+    assert runs["arm"].tolist() == ["large", "small"]
+    assert runs["sampler"].tolist() == ["loss (pool_size=640)", "loss (pool_size=320)"]
+
+
+def test_a_run_that_shared_the_machine_is_not_compared_by_seconds(twice):
+    write_run(twice, "uniform", 3, line(0.010), concurrent_runs=1)
+    write_run(twice, "loss", 3, line(0.020), concurrent_runs=2)
+    runs = load_runs(twice)
+    row = rows_of(summary_table(runs), "loss")
+    assert (row["n"], row["speedup_n"], row["not_counted"]) == (3, 3, 1)
+    assert any("1 runs shared the machine" in line for line in disagreements(runs.runs))
+    (comparison,) = comparisons(runs)
+    assert len(comparison.seeds("loss", SECONDS)) == 3 and len(comparison.seeds("loss", EPOCHS)) == 4
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):
@@ -204,7 +223,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         load_runs(tmp_path / "nowhere")
     write_run(tmp_path / "a", "uniform", 0, line(0.01))
     write_run(tmp_path / "b", "uniform", 0, line(0.01), batch_size=64)
-    with pytest.raises(UserError, match="same data set, model, sampler and seed"):
+    with pytest.raises(UserError, match="same data set, model, arm and seed"):
         load_runs(tmp_path)
 
 
@@ -252,6 +271,7 @@ def test_numbers_are_rounded_by_their_uncertainty():
     assert plus_minus(4.1049, 0.3162) == "4.10 ± 0.32"
     assert plus_minus(-1234.5, 56.0) == "−1,234 ± 56"
     assert plus_minus(0.01234, math.nan) == "0.0123"
+    assert plus_minus(3.2, 4e-16) == "3.20"
     assert number(math.inf) == "∞" and number(math.nan) == "–" and number(0.0) == "0.00"
 
 

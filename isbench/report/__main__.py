@@ -1,16 +1,26 @@
-"""`python -m isbench.report FOLDER`: tables, figures and one page from the records below a folder."""
+"""`python -m isbench.report [ID ...]`: tables, figures and verdicts of collected experiments, and the index of all.
+
+Without arguments, of all that are collected. `python -m isbench.report FOLDER` makes one page of a folder of runs.
+"""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from isbench.errors import UserError
-from isbench.report.figures import save_static
-from isbench.report.load import load_runs
+from isbench.report.claims import check, findings_json
+from isbench.report.figures import save
+from isbench.report.index import render_index
+from isbench.report.inventory import INVENTORY, Experiment
+from isbench.report.load import FILES, Runs, load_runs, read_results
 from isbench.report.measures import headline, summary_table
 from isbench.report.page import render
-from isbench.report.tables import to_markdown
+from isbench.report.plots import DRAWINGS, curves
+from isbench.report.tables import arms_table, claims_table, latex, markdown, to_markdown
 
 
 def report(
@@ -19,20 +29,17 @@ def report(
     """Write report.html, table.md, table.csv, rows.csv, curves.png and curves.svg; return the path of the page."""
     out = out or folder / "report"
     runs = load_runs(folder)
-    if baseline not in set(runs.runs["sampler"]):
-        known = ", ".join(sorted(set(runs.runs["sampler"])))
+    if baseline not in set(runs.runs["arm"]):
+        known = ", ".join(sorted(set(runs.runs["arm"])))
         print(f"no runs of the baseline {baseline}: speed-ups stay empty (samplers here: {known})", flush=True)
     print(f"read {len(runs.runs)} runs with {len(runs.rows)} evaluations", flush=True)
     table = summary_table(runs, baseline, target)
     print(headline(table), flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(to_markdown(table), encoding="utf-8")
-        table.to_csv(out / "table.csv", index=False, lineterminator="\n")
+        write_comparison(runs, table, out)
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
-        print(f"wrote table.md, table.csv and rows.csv to {out}", flush=True)
-        save_static(runs, out)
-        print("wrote curves.png and curves.svg", flush=True)
+        print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
         page = out / "report.html"
         page.write_text(render(runs, table, title or f"Importance sampling: {folder.resolve().name}"), encoding="utf-8")
     except OSError as error:
@@ -42,21 +49,72 @@ def report(
     return page
 
 
+def write_comparison(runs: Runs, table: pd.DataFrame, out: Path) -> None:
+    """Write a comparison at equal seconds: table.md, table.csv, curves.png and curves.svg."""
+    (out / "table.md").write_text(to_markdown(table), encoding="utf-8")
+    table.to_csv(out / "table.csv", index=False, lineterminator="\n", float_format="%.6g")
+    save(curves, runs, out / "curves", ("png", "svg"))
+
+
+def write_experiment(experiment: Experiment, out: Path) -> None:
+    """Write tables, figure and verdicts of an experiment from what is collected in `out`."""
+    runs = read_results(out)
+    findings = [check(claim, runs) for claim in experiment.claims]
+    arms, claims = arms_table(runs), claims_table(findings)
+    reading = "Mean ± half-width of the 95 % t interval over n seeds, at the end of the runs that finished."
+    (out / "table.md").write_text(f"{markdown(arms)}\n\n{reading}\n\n{markdown(claims)}\n", encoding="utf-8")
+    (out / "table.tex").write_text(f"% {experiment.shows}\n{latex(arms)}\n{latex(claims)}", encoding="utf-8")
+    verdicts = json.dumps(findings_json(findings), indent=2, ensure_ascii=False)
+    (out / "verdicts.json").write_text(f"{verdicts}\n", encoding="utf-8")
+    (out / "verdicts.md").write_text("".join(f"- {finding.sentence}\n" for finding in findings), encoding="utf-8")
+    data = save(DRAWINGS[experiment.figure], runs, out / "figure", ("svg", "png", "pdf"))
+    data.to_csv(out / "figure.csv", index=False, lineterminator="\n", float_format="%.6g")
+
+
+def report_results(ids: Sequence[str], results: Path) -> Path:
+    """Write the reports of collected experiments, all without `ids`, and the index; return the path of the index.
+
+    Raises UserError where an experiment is not collected.
+    """
+    known = {experiment.id: experiment for experiment in INVENTORY}
+    for name in ids or sorted(path.parent.name for path in results.glob(f"*/{FILES[1]}")):
+        out = results / name
+        if name in known:
+            write_experiment(known[name], out)
+        else:
+            runs = read_results(out)
+            write_comparison(runs, summary_table(runs), out)
+        print(f"wrote {out}", flush=True)
+    index = results / "index.html"
+    index.write_text(render_index(INVENTORY, results), encoding="utf-8")
+    return index
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m isbench.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
-    parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
-    parser.add_argument(
+    parser.add_argument("what", nargs="*", help="experiments in RESULTS, or one folder that holds runs at any depth")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the collected experiments")
+    folder = parser.add_argument_group("for a folder of runs")
+    folder.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
+    folder.add_argument(
         "--target", type=float, help="test error to reach, in (0, 1); default: what every baseline run reaches"
     )
-    parser.add_argument("--title", default="", help="title of the page")
-    parser.add_argument("--baseline", default="uniform", help="the sampler to compare with (default: uniform)")
+    folder.add_argument("--title", default="", help="title of the page")
+    folder.add_argument("--baseline", default="uniform", help="the sampler to compare with (default: uniform)")
     given = parser.parse_args(arguments)
+    collected = {path.parent.name for path in given.results.glob(f"*/{FILES[1]}")}
+    known = {experiment.id for experiment in INVENTORY} | collected
     try:
         if given.target is not None and not 0 < given.target < 1:
             raise UserError(f"--target {given.target:g} must be a fraction between 0 and 1: 0.05 is 5 % test error")
-        page = report(given.folder, given.out, given.target, given.title, given.baseline)
+        if known.issuperset(given.what):
+            page = report_results(given.what, given.results)
+        elif len(given.what) > 1:
+            unknown = ", ".join(name for name in given.what if name not in known)
+            raise UserError(f"no experiment is called {unknown}; a folder of runs is reported on alone")
+        else:
+            page = report(Path(given.what[0]), given.out, given.target, given.title, given.baseline)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,11 +1,11 @@
 """Style sheet and script of the report page. Nothing in them is loaded from elsewhere."""
 
 CSS = """
-:root { --ink: #1d2430; --soft: #5b6675; --line: #e1e5ea; --wash: #f6f7f9; --accent: #0b5cad;
+:root { --paper: #fff; --ink: #1d2430; --soft: #5b6675; --line: #e1e5ea; --wash: #f6f7f9; --accent: #0b5cad;
   --good: #0a6b4f; --good-wash: #e4f4ee; --bad: #9a3412; --bad-wash: #fdeee6; --note: #7a5a00; --note-wash: #fdf6e0; }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55; font-size: 16px;
+body { margin: 0; color: var(--ink); background: var(--paper); line-height: 1.55; font-size: 16px;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 48px 28px 72px; }
 h1, h2, h3 { line-height: 1.25; font-weight: 650; letter-spacing: -0.01em; }
@@ -28,7 +28,7 @@ td, tbody th { text-align: right; padding: .5rem .6rem; border-bottom: 1px solid
 th:first-child, td.text, th.text { text-align: left; }
 tbody th:first-child { font-weight: 600; }
 tbody th.path { font-weight: 400; font-size: .82rem; font-family: ui-monospace, Menlo, Consolas, monospace; }
-th:first-child { position: sticky; left: 0; background: #fff; padding-left: 0; z-index: 1; }
+th:first-child { position: sticky; left: 0; background: var(--paper); padding-left: 0; z-index: 1; }
 tr.baseline td, tr.baseline th { color: var(--soft); }
 td.wrap { white-space: normal; min-width: 16rem; }
 .swatch { display: inline-block; width: 18px; height: 0; margin-right: 8px; vertical-align: middle;
@@ -42,15 +42,15 @@ td.wrap { white-space: normal; min-width: 16rem; }
 .verdicts { padding: 0; margin: .6rem 0; list-style: none; font-size: .95rem; }
 .verdicts li { padding: .3rem 0; }
 .controls { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .8rem 0 .2rem; }
-button { font: inherit; font-size: .85rem; color: var(--ink); background: #fff; border: 1px solid var(--line);
+button { font: inherit; font-size: .85rem; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
   border-radius: 99px; padding: .2rem .75rem; cursor: pointer; }
 button:hover { border-color: var(--soft); }
 button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-.samplers button[aria-pressed="false"] { opacity: .45; text-decoration: line-through; }
+.arms button[aria-pressed="false"] { opacity: .45; text-decoration: line-through; }
 .switch { display: inline-flex; margin-right: 1rem; border: 1px solid var(--line); border-radius: 99px;
   overflow: hidden; }
 .switch button { border: 0; border-radius: 0; }
-.switch button[aria-pressed="true"] { background: var(--ink); color: #fff; }
+.switch button[aria-pressed="true"] { background: var(--ink); color: var(--paper); }
 .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .plots > div { min-width: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; margin: .6rem 0; font-size: .9rem; }
@@ -77,13 +77,13 @@ SCRIPT = """
 for (const panel of document.querySelectorAll("section.curves")) {
   const plots = [...panel.querySelectorAll(".plotly-graph-div")];
   const axes = [...panel.querySelectorAll(".switch button")];
-  const samplers = [...panel.querySelectorAll(".samplers button")];
+  const arms = [...panel.querySelectorAll(".arms button")];
   const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
   function show() {
     const axis = axes.find(isPressed);
-    const shown = new Set(samplers.filter(isPressed).map((button) => button.dataset.sampler));
+    const shown = new Set(arms.filter(isPressed).map((button) => button.dataset.arm));
     for (const plot of plots) {
-      const visible = plot.data.map((trace) => trace.meta.axis === axis.dataset.axis && shown.has(trace.meta.sampler));
+      const visible = plot.data.map((trace) => trace.meta.axis === axis.dataset.axis && shown.has(trace.meta.arm));
       Plotly.update(plot, { visible }, { "xaxis.title.text": axis.dataset.title, "xaxis.autorange": true });
     }
   }
@@ -91,9 +91,53 @@ for (const panel of document.querySelectorAll("section.curves")) {
     for (const other of axes) other.setAttribute("aria-pressed", other === button);
     show();
   });
-  for (const button of samplers) button.addEventListener("click", () => {
+  for (const button of arms) button.addEventListener("click", () => {
     button.setAttribute("aria-pressed", !isPressed(button));
     show();
   });
 }
+"""
+
+INDEX_CSS = """
+a { color: var(--accent); }
+article { margin: 2.4rem 0; padding-top: .4rem; scroll-margin-top: 1rem; }
+article h3 .tag { margin-left: .4rem; font-weight: 600; letter-spacing: 0; }
+article img { display: block; max-width: 100%; height: auto; margin: .8rem 0; padding: 10px; background: #fff;
+  border: 1px solid var(--line); border-radius: 6px; }
+.tag { white-space: normal; border-radius: .7rem; }
+td .tag { margin: .1rem 0; }
+pre { background: var(--wash); border-radius: 6px; padding: .6rem .9rem; overflow-x: auto; font-size: .85rem;
+  font-family: ui-monospace, Menlo, Consolas, monospace; margin: .8rem 0; }
+summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
+button[aria-pressed="true"] { background: var(--ink); color: var(--paper); border-color: var(--ink); }
+[hidden] { display: none; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14181f; --ink: #e6e9ee; --soft: #9aa5b4; --line: #2c333e; --wash: #1d232c; --accent: #7db6f5;
+    --good: #6fd3ae; --good-wash: #12342a; --bad: #f3a27c; --bad-wash: #3d2116; --note: #e8c766; --note-wash: #362c10; }
+}
+@media print {
+  :root { --paper: #fff; --ink: #000; --soft: #444; --line: #ccc; --wash: #f6f7f9; }
+  body { font-size: 10pt; }
+  .controls { display: none; }
+  article { break-inside: avoid; }
+  article img { max-width: 15cm; }
+  pre { white-space: pre-wrap; }
+}
+tbody th.wrap { white-space: normal; font-weight: 500; }
+@media (max-width: 720px) {
+  .stack thead { display: none; }
+  .stack tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
+  .stack th, .stack td { display: block; text-align: left; border: 0; padding: .1rem 0; white-space: normal; }
+  .stack [hidden] { display: none; }
+  .stack td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); }
+}
+"""
+
+FILTER = """
+const buttons = [...document.querySelectorAll("button[data-paper]")];
+for (const button of buttons) button.addEventListener("click", () => {
+  for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+  for (const part of document.querySelectorAll("section[data-paper], tr[data-paper]"))
+    part.hidden = button.dataset.paper !== "" && part.dataset.paper !== button.dataset.paper;
+});
 """

@@ -1,11 +1,11 @@
 """Learning curves, twice from the same numbers: matplotlib for paper and README, plotly for the page.
 
 A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. Means stop
-where the first seed stops. Colours are from Wong's (Nature Methods 2011) and Tol's colour-blind safe sets, fixed per
-sampler; a dash tells apart those whose colours are close.
+where the first seed stops. A run that shared the machine is not drawn against seconds. Colours are from Wong's (Nature
+Methods 2011) and Tol's colour-blind safe sets, fixed per sampler; a dash tells apart those whose colours are close.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
 
+Drawn = tuple[Figure, pd.DataFrame]  # a figure, and the data behind it
+Drawing = Callable[[Runs], Drawn]
 INK, GRID = "#1d2430", "#e4e7ec"
 GRID_POINTS = 160
 
 
 class Style(NamedTuple):
-    """How a sampler is drawn, in both back ends."""
+    """How an arm is drawn, in both back ends."""
 
     colour: str
     dash: str  # matplotlib's name
@@ -90,9 +92,9 @@ MATPLOTLIB: Any = {
 }
 
 
-def styles(samplers: Iterable[str]) -> dict[str, Style]:
-    """Give every sampler its style: fixed for the known names, spare ones in alphabetical order for the others."""
-    names = sorted(set(samplers))
+def styles(arms: Iterable[str]) -> dict[str, Style]:
+    """Give every arm its style: fixed for the known names, spare ones in alphabetical order for the others."""
+    names = sorted(set(arms))
     spare = iter(SPARE * (1 + len(names) // len(SPARE)))
     return {name: STYLES.get(name) or next(spare) for name in names}
 
@@ -127,12 +129,22 @@ def suits_log(values: pd.Series) -> bool:
 
 
 class Comparison(NamedTuple):
-    """The curves of one data set and model, by sampler. `counted` leaves out runs that did not finish, where it can."""
+    """The curves of one data set and model, by arm; `finished` and `alone` are the run_ids of which that is true."""
 
     title: str
     rows: pd.DataFrame
-    seeds: dict[str, list[pd.DataFrame]]
-    counted: dict[str, list[pd.DataFrame]]
+    arms: dict[str, list[pd.DataFrame]]
+    finished: frozenset[str]
+    alone: frozenset[str]
+
+    def seeds(self, arm: str, x: Quantity) -> list[pd.DataFrame]:
+        """Return an arm's curves that may be drawn against `x`."""
+        return [curve for curve in self.arms[arm] if x is not SECONDS or curve["run_id"].iloc[0] in self.alone]
+
+    def counted(self, arm: str, x: Quantity) -> list[pd.DataFrame]:
+        """Return those whose mean is drawn: of runs that finished, where there are any."""
+        seeds = self.seeds(arm, x)
+        return [curve for curve in seeds if curve["run_id"].iloc[0] in self.finished] or seeds
 
     def floor(self, y: Quantity) -> float:
         """Return where bands are cut: 0, or just below the data on a logarithmic axis."""
@@ -141,66 +153,71 @@ class Comparison(NamedTuple):
 
 def comparisons(runs: Runs) -> list[Comparison]:
     """Split the runs into the sets of curves that belong in one figure, the baseline first within each."""
-    finished = set(runs.runs.loc[runs.runs["status"] == "finished", "run_id"])
+    finished = frozenset(runs.runs.loc[runs.runs["status"] == "finished", "run_id"])
+    alone = frozenset(runs.runs.loc[runs.runs["alone"], "run_id"])
     found = []
     for (dataset, model), rows in runs.rows.groupby(["dataset", "model"]):
-        seeds: dict[str, list[pd.DataFrame]] = {}
-        counted: dict[str, list[pd.DataFrame]] = {}
-        for sampler in sorted(rows["sampler"].unique(), key=lambda name: (name != "uniform", name)):
-            by_run = list(rows[rows["sampler"] == sampler].groupby("run_id"))
-            seeds[sampler] = [curve for _, curve in by_run]
-            counted[sampler] = [curve for run_id, curve in by_run if run_id in finished] or seeds[sampler]
-        found.append(Comparison(f"{dataset} \N{MIDDLE DOT} {model}", rows, seeds, counted))
+        names = sorted(rows["arm"].unique(), key=lambda name: (name != "uniform", name))
+        arms = {name: [curve for _, curve in rows[rows["arm"] == name].groupby("run_id")] for name in names}
+        found.append(Comparison(f"{dataset} \N{MIDDLE DOT} {model}", rows, arms, finished, alone))
     return found
 
 
-def save_static(runs: Runs, folder: Path) -> list[Path]:
-    """Write curves.png and curves.svg: two rows of panels (against seconds, against epochs) per comparison."""
-    found = comparisons(runs)
-    paths = [folder / "curves.png", folder / "curves.svg"]
-    with rc_context(MATPLOTLIB):
-        figure = Figure(figsize=(7.6, 5.6 * max(1, len(found))), layout="constrained")
-        parts = figure.subfigures(max(1, len(found)), squeeze=False)[:, 0]
-        for part, comparison in zip(parts, found, strict=False):
-            drawn = styles(runs.runs["sampler"])
-            panels = part.subplots(2, 2)
-            for axes, x in zip(panels, (SECONDS, EPOCHS), strict=True):
-                for panel, y in zip(axes, (ERROR, LOSS), strict=True):
-                    _draw(panel, comparison, x, y, drawn)
-            part.suptitle(comparison.title, fontweight="bold")
-            handles, labels = panels[0, 0].get_legend_handles_labels()
-            part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
-        figure.savefig(paths[0], dpi=160, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
-
-
-def _draw(panel: Axes, comparison: Comparison, x: Quantity, y: Quantity, drawn: dict[str, Style]) -> None:
-    for sampler, curves in reversed(comparison.seeds.items()):  # the baseline on top
-        colour, dash = drawn[sampler]
-        for curve in curves:
-            panel.plot(curve[x.column], curve[y.column] * y.scale, color=colour, alpha=0.25, linewidth=0.6)
-        middle = band(comparison.counted[sampler], x, y, comparison.floor(y))
-        panel.fill_between(middle.x, middle.low, middle.high, color=colour, alpha=0.14, linewidth=0)
-        panel.plot(middle.x, middle.mean, color=colour, linestyle=dash, linewidth=1.7, label=sampler)
+def draw_comparison(panel: Axes, comparison: Comparison, x: Quantity, y: Quantity, drawn: dict[str, Style]) -> None:
+    """Draw the arms of a comparison on one pair of axes, and say how many runs are left out."""
+    for arm in reversed(comparison.arms):  # the baseline on top
+        mean = band(comparison.counted(arm, x), x, y, comparison.floor(y))
+        draw_band(panel, arm, comparison.seeds(arm, x), mean, x, y, drawn[arm])
+    left_out = sum(len(curves) - len(comparison.seeds(arm, x)) for arm, curves in comparison.arms.items())
+    if left_out:
+        panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
     if suits_log(comparison.rows[y.column]):
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(panel)
     panel.set(xlabel=x.label, ylabel=y.label)
     panel.set_xlim(left=0)
 
 
+def draw_band(
+    panel: Axes, name: str, seeds: list[pd.DataFrame], mean: Band, x: Quantity, y: Quantity, style: Style
+) -> None:
+    """Draw a mean with its band, and the seeds as thin lines."""
+    for curve in seeds:
+        panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)
+    panel.fill_between(mean.x, mean.low, mean.high, color=style.colour, alpha=0.14, linewidth=0)
+    panel.plot(mean.x, mean.mean, color=style.colour, linestyle=style.dash, linewidth=1.7, label=name)
+
+
+def logarithmic(panel: Axes) -> None:
+    """Give a panel a logarithmic vertical axis with plain numbers."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> pd.DataFrame:
+    """Draw, write stem.<format> for each, without dates, and return the data."""
+    dates: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    with rc_context(MATPLOTLIB):
+        figure, data = drawing(runs)
+        for name in formats:
+            figure.savefig(stem.with_suffix(f".{name}"), dpi=160, metadata=dates[name])
+    return data
+
+
 def interactive(comparison: Comparison, y: Quantity, drawn: dict[str, Style]) -> go.Figure:
-    """Draw one quantity for the page. Every trace says in `meta` which sampler and which x axis it belongs to."""
+    """Draw one quantity for the page. Every trace says in `meta` which arm and which x axis it belongs to."""
     figure = go.Figure()
     for x in (SECONDS, EPOCHS):
-        for sampler in reversed(comparison.seeds):  # the baseline on top
-            for trace in _traces(comparison, sampler, x, y, drawn[sampler]):
-                figure.add_trace(trace.update(meta={"sampler": sampler, "axis": x.column}, visible=x is SECONDS))
+        for arm in reversed(comparison.arms):  # the baseline on top
+            for trace in _traces(comparison, arm, x, y, drawn[arm]):
+                figure.add_trace(trace.update(meta={"arm": arm, "axis": x.column}, visible=x is SECONDS))
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#98a1b0", "ticks": "outside", "tickcolor": "#c9cfd8"}
-    logarithmic = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "none"}
+    log_axis = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "none"}
     figure.update_layout(
         template="none",
         showlegend=False,
@@ -211,19 +228,19 @@ def interactive(comparison: Comparison, y: Quantity, drawn: dict[str, Style]) ->
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         xaxis={**axis, "title": {"text": SECONDS.label}, "rangemode": "tozero"},
-        yaxis={**axis, "title": {"text": y.label}, **(logarithmic if suits_log(comparison.rows[y.column]) else {})},
+        yaxis={**axis, "title": {"text": y.label}, **(log_axis if suits_log(comparison.rows[y.column]) else {})},
     )
     return figure
 
 
-def _traces(comparison: Comparison, sampler: str, x: Quantity, y: Quantity, style: Style) -> list[go.Scatter]:
-    seeds = [curve[[x.column, y.column]] for curve in comparison.seeds[sampler]]
+def _traces(comparison: Comparison, arm: str, x: Quantity, y: Quantity, style: Style) -> list[go.Scatter]:
+    seeds = [curve[[x.column, y.column]] for curve in comparison.seeds(arm, x)]
     gap = pd.DataFrame({x.column: [np.nan], y.column: [np.nan]})  # lifts the pen between seeds
-    thin = pd.concat([part for curve in seeds for part in (curve, gap)])
-    middle = band(comparison.counted[sampler], x, y, comparison.floor(y))
+    thin = pd.concat([gap, *(part for curve in seeds for part in (curve, gap))])
+    middle = band(comparison.counted(arm, x), x, y, comparison.floor(y))
     spread = (middle.high - middle.low) / 2
     unit = " s" if x is SECONDS else " epochs"
-    mean = f"<b>{sampler}</b> %{{y:.4g}} \N{PLUS-MINUS SIGN} %{{customdata:.2g}}<br>at %{{x:.4g}}{unit}<extra></extra>"
+    mean = f"<b>{arm}</b> %{{y:.4g}} \N{PLUS-MINUS SIGN} %{{customdata:.2g}}<br>at %{{x:.4g}}{unit}<extra></extra>"
     quiet = {"hoverinfo": "skip", "mode": "lines"}
     outline = {
         "x": np.concatenate([middle.x, middle.x[::-1]]).round(4),
@@ -245,7 +262,7 @@ def _traces(comparison: Comparison, sampler: str, x: Quantity, y: Quantity, styl
             customdata=spread,
             mode="lines",
             line=line,
-            name=sampler,
+            name=arm,
             hovertemplate=mean if len(seeds) > 1 else mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ""),
         ),
     ]

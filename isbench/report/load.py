@@ -1,12 +1,12 @@
-"""Run folders to two tidy tables: one row per evaluation, one row per run.
+"""Runs as tidy tables, one row per evaluation, per run and per probe row: from records, or from collected parquet.
 
-A record is append-only and may hold several attempts; `effective_rows` keeps the rows that count. Samplers are named as
-in their configuration; where one name was run with several sets of options, the options that differ join the name.
+A record is append-only and may hold several attempts; `effective_rows` keeps the rows that count. A run is called by
+its arm, else by its sampler; where one sampler was run with several sets of options, those that differ join the name.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from isbench.errors import UserError
 from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
 
-KEYS = ["run_id", "dataset", "model", "sampler", "seed"]
+KEYS = ["run_id", "dataset", "model", "arm", "seed"]
 SETTINGS = (
     "batch_size",
     "budget",
@@ -29,7 +29,20 @@ SETTINGS = (
     "numerics",
 )
 PROVENANCE = ("provenance", "checksum", "num_examples")
-MACHINE = ("git_commit", "git_dirty", "cpu", "gpu", "shared_gpu", "torch", "python", "torch_threads")
+MACHINE = (
+    "git_commit",
+    "git_dirty",
+    "isbench",
+    "python",
+    "torch",
+    "torch_threads",
+    "os",
+    "cpu",
+    "logical_cores",
+    "gpu",
+    "shared_gpu",
+)
+FILES = ("evaluations.parquet", "runs.parquet", "probes.parquet")
 
 
 @dataclass(frozen=True)
@@ -37,18 +50,21 @@ class Runs:
     """What a folder of runs holds.
 
     `rows` has one row per evaluation: KEYS and the recorded columns. `runs` has one row per run: KEYS, `path`, `status`
-    (as recorded, or unfinished where no end was), `reason`, `attempts`, `seconds` and the columns named above.
+    (as recorded, or unfinished where no end was), `reason`, `attempts`, `seconds`, `sampler` (with its options),
+    `alone` (no other run was seen on the machine) and the columns named above. `probes` has the probe rows: KEYS,
+    `updates`, `epoch` and the columns of the probe.
     """
 
     rows: pd.DataFrame
     runs: pd.DataFrame
+    probes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*KEYS, "updates", "epoch"]))
     notices: tuple[str, ...] = ()  # what a reader must know about records that could not be used
 
 
 def load_runs(folder: Path) -> Runs:
     """Read every record.jsonl below `folder`.
 
-    Raises UserError where there is none, or where two runs answer to the same data set, model, sampler and seed.
+    Raises UserError where there is none, or where two runs answer to the same data set, model, arm and seed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
@@ -66,8 +82,21 @@ def load_runs(folder: Path) -> Runs:
     diagnostics = sorted({key for row in evaluations for key in row if key.startswith("sampler/")})
     columns = [*COLUMNS, *diagnostics]
     frame = pd.DataFrame(evaluations, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float))
+    looks = [{**run[KEYS].to_dict(), **row} for _, run in runs.iterrows() for row in _probe_rows(usable[run["path"]])]
+    probes = pd.DataFrame(looks).drop(columns=["kind", "attempt"]) if looks else Runs(frame, runs).probes
     notices = tuple(f"{path or folder} has no start line and is left out." for path in records if path not in usable)
-    return Runs(frame, runs.drop(columns="options"), notices)
+    return Runs(frame, runs.drop(columns="options"), probes, notices)
+
+
+def read_results(folder: Path) -> Runs:
+    """Read what isbench.report.collect wrote.
+
+    Raises UserError where there is nothing.
+    """
+    if not (folder / FILES[1]).is_file():
+        raise UserError(f"{folder} holds no {FILES[1]}: collect its runs first, python -m isbench.report.collect")
+    kept = Runs(pd.read_parquet(folder / FILES[0]), pd.read_parquet(folder / FILES[1]))
+    return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
 
 
 def describe(value: Any) -> str:
@@ -92,14 +121,17 @@ def _summarise(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "run_id": start["run_id"],
         "dataset": config["dataset"]["name"],
         "model": config["model"]["name"],
-        "sampler": config["sampler"]["name"],
+        "arm": config.get("arm") or config["sampler"]["name"],
         "seed": int(config["seed"]),
         "path": path,
         "status": status,
         "reason": reason,
+        "date": start["time"][:10],
         "attempts": len(starts),
         "seconds": max((row["train_seconds"] for row in effective_rows(rows)), default=0.0),
-        "options": {key: item for key, item in config["sampler"].items() if key != "name"},
+        "alone": not environment.get("shared_gpu") and all(row.get("concurrent_runs", 1) == 1 for row in rows),
+        "options": {} if config.get("arm") else {key: item for key, item in config["sampler"].items() if key != "name"},
+        "sampler": describe(config["sampler"]),
         **{key: describe(config[key]) if key in config else "" for key in SETTINGS},
         "budget_unit": (config.get("budget") or {}).get("unit", ""),
         **{key: data.get(key) for key in PROVENANCE},
@@ -107,23 +139,27 @@ def _summarise(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _probe_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the probe rows that count: those beside an evaluation that does."""
+    counted = {(row["attempt"], row["updates"]) for row in effective_rows(rows)}
+    return [row for row in rows if row["kind"] == "probe" and (row["attempt"], row["updates"]) in counted]
+
+
 def _name_apart(runs: list[dict[str, Any]]) -> None:
-    """Add the options that differ to samplers' names, then refuse runs that cannot be told apart."""
+    """Add the options that differ to arms' names, then refuse runs that cannot be told apart."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault((run["dataset"], run["model"], run["sampler"]), []).append(run)
+        groups.setdefault((run["dataset"], run["model"], run["arm"]), []).append(run)
     for group in groups.values():
         keys = sorted({key for run in group for key in run["options"]})
         differing = [key for key in keys if len({json.dumps(run["options"].get(key)) for run in group}) > 1]
         for run in group:
-            run["sampler"] = " ".join(
-                [run["sampler"], *(f"{key}={describe(run['options'].get(key))}" for key in differing)]
-            )
+            run["arm"] = " ".join([run["arm"], *(f"{key}={describe(run['options'].get(key))}" for key in differing)])
     seen: dict[tuple[Any, ...], str] = {}
     for run in runs:
         twin = seen.setdefault(tuple(run[key] for key in KEYS[1:]), run["path"])
         if twin != run["path"]:
             raise UserError(
-                f"{twin} and {run['path']} have the same data set, model, sampler and seed: "
+                f"{twin} and {run['path']} have the same data set, model, arm and seed: "
                 "report one group of runs at a time"
             )

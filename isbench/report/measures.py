@@ -45,26 +45,26 @@ class Speedup:
     baseline_misses: int
 
 
-def value_at_seconds(curve: pd.DataFrame, seconds: float, column: str) -> float:
-    """Return `column` at `seconds` of training by linear interpolation; NaN before the first row or after the last."""
-    known = curve[["train_seconds", column]].dropna()
+def value_at(curve: pd.DataFrame, place: float, column: str, axis: str = "train_seconds") -> float:
+    """Return `column` where `axis` is `place`, interpolated linearly; NaN before the first row or after the last."""
+    known = curve[[axis, column]].dropna()
     if known.empty:
         return float("nan")
-    return float(np.interp(seconds, known["train_seconds"], known[column], left=np.nan, right=np.nan))
+    return float(np.interp(place, known[axis], known[column], left=np.nan, right=np.nan))
 
 
-def time_to_target(curve: pd.DataFrame, column: str, target: float) -> float:
-    """Return the seconds when `column` first falls to `target`, interpolated between evaluations; inf if never."""
-    known = curve[["train_seconds", column]].dropna()
-    seconds, values = known["train_seconds"].to_numpy(), known[column].to_numpy()
+def time_to_target(curve: pd.DataFrame, column: str, target: float, axis: str = "train_seconds") -> float:
+    """Return where on `axis` `column` first falls to `target`, interpolated between evaluations; inf if never."""
+    known = curve[[axis, column]].dropna()
+    places, values = known[axis].to_numpy(), known[column].to_numpy()
     hits = np.flatnonzero(values <= target)
     if not len(hits):
         return float("inf")
     after = hits[0]
     if after == 0:
-        return float(seconds[0])
+        return float(places[0])
     fraction = (values[after - 1] - target) / (values[after - 1] - values[after])
-    return float(seconds[after - 1] + fraction * (seconds[after] - seconds[after - 1]))
+    return float(places[after - 1] + fraction * (places[after] - places[after - 1]))
 
 
 def t_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = 0.95) -> Interval:
@@ -78,6 +78,30 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = 
     return Interval(float(known.mean()), float(quantile * known.std(ddof=1) / np.sqrt(n)), n)
 
 
+def geometric_interval(ratios: Sequence[float] | np.ndarray | pd.Series) -> tuple[float, float, float]:
+    """Return the geometric mean and the bounds of its Student-t interval on logs, NaN unless all are in (0, inf).
+
+    The mean of ratios among which is a 0 is 0, or infinity where one is infinite; where both are, it is NaN.
+    """
+    known = np.asarray(ratios, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(known[~np.isnan(known)])
+        centre = float(logs.mean()) if len(logs) else float("nan")
+    half_width = t_interval(logs).half_width if np.isfinite(logs).all() else float("nan")
+    low, high = np.exp((centre - half_width, centre + half_width)) if np.isfinite(half_width) else (np.nan, np.nan)
+    return float(np.exp(centre)), float(low), float(high)
+
+
+def ratio_of(baseline: float, method: float) -> float:
+    """Return baseline / method of two times to a target: 0 and infinity for a miss of one, NaN where both miss.
+
+    Equal times are a ratio of 1 also at 0 / 0: both stand at the target from their first evaluation.
+    """
+    if baseline == method:
+        return 1.0 if np.isfinite(method) else float("nan")
+    return float(np.divide(baseline, method)) if method else float("inf")
+
+
 def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
     """Compare seconds to the target, both indexed by seed: the geometric mean of baseline / method over common seeds.
 
@@ -86,15 +110,12 @@ def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
     """
     pairs = pd.concat([baseline_times, method_times], axis=1, join="inner", keys=["baseline", "method"]).dropna()
     baseline, method = pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Equal times are a ratio of 1 also at 0 / 0: both stand at the target from their first evaluation.
-        logs = np.where((baseline == method) & np.isfinite(method), 0.0, np.log(baseline / method))
-        centre = float(logs.mean()) if len(logs) else float("nan")
-    half_width = t_interval(logs).half_width if np.isfinite(logs).all() else float("nan")
+    ratios = np.array(list(map(ratio_of, baseline, method)))
+    ratio, low, high = (np.nan,) * 3 if np.isnan(ratios).any() else geometric_interval(ratios)
     return Speedup(
-        ratio=float(np.exp(centre)),
-        low=float(np.exp(centre - half_width)),
-        high=float(np.exp(centre + half_width)),
+        ratio=ratio,
+        low=low,
+        high=high,
         n=len(pairs),
         misses=int(np.isinf(method).sum()),
         baseline_misses=int(np.isinf(baseline).sum()),
@@ -103,7 +124,7 @@ def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
 
 def equal_seconds(runs: pd.DataFrame) -> float:
     """Return the seconds that every finished run of a comparison has reached; NaN if none has finished."""
-    return float(runs.loc[runs["status"] == "finished", "seconds"].min())
+    return float(runs.loc[runs["status"].eq("finished") & runs["alone"], "seconds"].min())
 
 
 def reached_by_all(errors: pd.Series) -> float:
@@ -115,19 +136,21 @@ def reached_by_all(errors: pd.Series) -> float:
 
 
 def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:
-    """Return one row per (dataset, model, sampler), the baseline first. Errors are fractions, `n` counts seeds.
+    """Return one row per (dataset, model, arm), the baseline first. Errors are fractions, `n` counts seeds.
 
     `updates`, `examples_trained` and `examples_scored` are means at equal seconds, like the error and the loss.
-    `seconds_to_target` is the median, which stays defined while fewer than half of the runs miss.
+    `seconds_to_target` is the median, which stays defined while fewer than half of the runs miss. Runs that shared the
+    machine with others are not counted: their seconds are not their own.
     """
     curves = {str(run_id): curve for run_id, curve in runs.rows.groupby("run_id")}
     lines = []
     for (dataset, model), comparison in runs.runs.groupby(["dataset", "model"]):
         seconds = equal_seconds(comparison)
-        counted = comparison[comparison["status"].isin(COUNTED)].copy()
+        counts = comparison["status"].isin(COUNTED) & comparison["alone"]
+        counted = comparison[counts].copy()
         values = [_at(curves.get(run_id), seconds) for run_id in counted["run_id"]]
         counted = counted.join(pd.DataFrame(values, index=counted.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
-        reference = counted[counted["sampler"] == baseline].set_index("seed")
+        reference = counted[counted["arm"] == baseline].set_index("seed")
         goal = reached_by_all(reference["test_error"]) if target is None else target
         counted["time"] = [
             time_to_target(curves[run_id], "test_error", goal) if run_id in curves else float("inf")
@@ -135,21 +158,21 @@ def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = 
         ]
         if np.isnan(goal):
             counted["time"] = float("nan")
-        reference = counted[counted["sampler"] == baseline].set_index("seed")
-        for sampler in sorted(comparison["sampler"].unique(), key=lambda name: (name != baseline, name)):
-            mine = counted[counted["sampler"] == sampler].set_index("seed")
-            everyone = comparison[comparison["sampler"] == sampler]
+        reference = counted[counted["arm"] == baseline].set_index("seed")
+        for arm in sorted(comparison["arm"].unique(), key=lambda name: (name != baseline, name)):
+            mine = counted[counted["arm"] == arm].set_index("seed")
+            everyone = comparison["arm"] == arm
             lines.append(
                 {
                     "dataset": dataset,
                     "model": model,
-                    "sampler": sampler,
+                    "arm": arm,
                     "baseline": baseline,
                     "seconds": seconds,
                     "target": goal,
                     **_line(mine, reference),
-                    "diverged": int((everyone["status"] == "diverged").sum()),
-                    "not_counted": int((~everyone["status"].isin(COUNTED)).sum()),
+                    "diverged": int((comparison["status"].eq("diverged") & everyone).sum()),
+                    "not_counted": int((~counts & everyone).sum()),
                 }
             )
     return pd.DataFrame(lines)
@@ -158,7 +181,7 @@ def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = 
 def _at(curve: pd.DataFrame | None, seconds: float) -> list[float]:
     if curve is None:
         return [float("nan")] * len(AT_EQUAL_SECONDS)
-    return [value_at_seconds(curve, seconds, column) for column in AT_EQUAL_SECONDS]
+    return [value_at(curve, seconds, column) for column in AT_EQUAL_SECONDS]
 
 
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
@@ -197,7 +220,7 @@ def outcome(row: pd.Series) -> str:
 
 def verdict(row: pd.Series) -> str:
     """Return one sentence on a row of the summary table. It claims nothing that an interval does not show."""
-    name, baseline, n = row["sampler"], row["baseline"], row["speedup_n"]
+    name, baseline, n = row["arm"], row["baseline"], row["speedup_n"]
     decided = outcome(row)
     if decided == "not compared":
         return f"{name}: not compared, no seed has runs of both this sampler and {baseline} that count."
@@ -231,7 +254,7 @@ def _error_shown(row: pd.Series) -> str:
 
 def headline(table: pd.DataFrame) -> str:
     """Return one sentence on a whole summary table."""
-    methods = table[table["sampler"] != table["baseline"]]
+    methods = table[table["arm"] != table["baseline"]]
     baseline = table["baseline"].iloc[0]
     if methods.empty or not methods["speedup_n"].any():
         return f"Nothing to compare yet: no seed has both a sampler and {baseline} finished."
@@ -247,7 +270,7 @@ def headline(table: pd.DataFrame) -> str:
         best = methods[outcomes == "faster"].sort_values("speedup", ascending=False).iloc[0]
         first = (
             f"{counts['faster']} of {len(methods)} {what} reach the target error in less time than {baseline}, "
-            f"{best['sampler']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
+            f"{best['arm']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
             f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
         )
     others = [f"{counts[name]} {label}" for name, label in OTHERS.items() if counts[name]]

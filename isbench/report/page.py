@@ -32,7 +32,7 @@ WORK = ("sampler", "train loss", "updates", "examples trained", "examples scored
 
 def render(runs: Runs, table: pd.DataFrame, title: str) -> str:
     """Return the page as one string of HTML that needs no network."""
-    drawn = styles(runs.runs["sampler"])
+    drawn = styles(runs.runs["arm"])
     curves = {comparison.title: comparison for comparison in comparisons(runs)}
     sections = []
     for number_, ((dataset, model), part) in enumerate(table.groupby(["dataset", "model"])):
@@ -79,8 +79,8 @@ def disagreements(runs: pd.DataFrame) -> list[str]:
         values = sorted({str(value) for value in started[key].dropna()})
         if len(values) > 1:
             found.append(f"The runs do not share one {_label(key)}: {'; '.join(values)}.")
-    if started["shared_gpu"].eq(True).any():
-        found.append("Other processes used the GPU during some of these runs: their seconds are not fit for timing.")
+    if not started["alone"].all():
+        found.append(f"{(~started['alone']).sum()} runs shared the machine with others: their seconds are left out.")
     units = set(started["budget_unit"]) - {"seconds", ""}
     if units:
         found.append(
@@ -119,15 +119,15 @@ def _table(text: pd.DataFrame, columns: tuple[str, ...], part: pd.DataFrame, dra
     head = "".join(f'<th scope="col"{_text_class(name)}>{escape(name)}</th>' for name in columns)
     body = []
     for (_, cells), (_, row) in zip(text.iterrows(), part.iterrows(), strict=True):
-        line = [f'<th scope="row">{_swatch(drawn[row["sampler"]])}{escape(row["sampler"])}</th>']
+        line = [f'<th scope="row">{_swatch(drawn[row["arm"]])}{escape(row["arm"])}</th>']
         for name in columns[1:]:
             content = escape(cells[name])
             if name == "verdict":
                 content = f'<span class="tag {escape(cells[name])}">{content}</span>'
             if name == "speed-up":
-                content = scale.draw(row, drawn[row["sampler"]].colour) + content
+                content = scale.draw(row, drawn[row["arm"]].colour) + content
             line.append(f"<td{_text_class(name)}>{content}</td>")
-        kind = ' class="baseline"' if row["sampler"] == row["baseline"] else ""
+        kind = ' class="baseline"' if row["arm"] == row["baseline"] else ""
         body.append(f"<tr{kind}>{''.join(line)}</tr>")
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
@@ -167,7 +167,7 @@ class _Scale:
         middle = self.height / 2
         one = f'<path d="M{self.x(1):.1f} 0V{self.height}" stroke="#98a1b0" stroke-dasharray="2 2"/>'
         shapes = ""
-        if row["sampler"] != row["baseline"] and not math.isnan(row["speedup_low"]):
+        if row["arm"] != row["baseline"] and not math.isnan(row["speedup_low"]):
             low, mean, high = (self.x(row[name]) for name in ("speedup_low", "speedup", "speedup_high"))
             shapes = (
                 f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="{colour}" stroke-width="2"/>'
@@ -179,7 +179,7 @@ class _Scale:
 
 
 def _verdicts(part: pd.DataFrame) -> str:
-    methods = part[part["sampler"] != part["baseline"]]
+    methods = part[part["arm"] != part["baseline"]]
     lines = []
     for _, row in methods.iterrows():
         name, _, sentence = verdict(row).partition(": ")
@@ -204,15 +204,15 @@ def _curves(comparison: Comparison, drawn: dict[str, Style], place: int) -> str:
         f'data-title="{axis.label}">{label}</button>'
         for axis, label in ((SECONDS, "seconds"), (EPOCHS, "epochs"))
     )
-    samplers = "".join(
-        f'<button type="button" aria-pressed="true" data-sampler="{escape(name)}">'
+    arms = "".join(
+        f'<button type="button" aria-pressed="true" data-arm="{escape(name)}">'
         f"{_swatch(drawn[name])}{escape(name)}</button>"
-        for name in comparison.seeds
+        for name in comparison.arms
     )
     return (
         '<section class="curves"><h3>Learning curves</h3><div class="controls">'
         f'<span class="switch" role="group" aria-label="horizontal axis">{switch}</span></div>'
-        f'<div class="controls samplers">{samplers}</div><div class="plots">{plots}</div></section>'
+        f'<div class="controls arms">{arms}</div><div class="plots">{plots}</div></section>'
     )
 
 

@@ -1,10 +1,15 @@
-"""Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by page and table.md."""
+"""Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by pages and tables."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from isbench.report.measures import outcome
+from isbench.report.load import Runs
+from isbench.report.measures import outcome, t_interval
+
+if TYPE_CHECKING:
+    from isbench.report.claims import Finding
 
 MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 
@@ -20,8 +25,11 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def plus_minus(mean: float, half_width: float) -> str:
-    """Write mean ± half-width, to its second significant digit (five decimals at most); without one, the mean."""
-    if not half_width > 0 or not math.isfinite(half_width):
+    """Write mean ± half-width, to its second significant digit (five decimals at most); without one, the mean.
+
+    A half-width that is nothing but rounding of equal numbers is none.
+    """
+    if not half_width > 1e-9 * abs(mean) or not math.isfinite(half_width):
         return number(mean)
     decimals = min(5, max(0, 1 - math.floor(math.log10(half_width))))
     return f"{mean:,.{decimals}f} {PLUS_MINUS} {half_width:,.{decimals}f}".replace("-", MINUS)
@@ -34,7 +42,7 @@ def count(value: float) -> str:
 
 def speedup(row: pd.Series) -> str:
     """Write a speed-up with its interval, or what stands in its place."""
-    if row["sampler"] == row["baseline"]:
+    if row["arm"] == row["baseline"]:
         return "1 (baseline)"
     if row["speedup"] == 0:
         return f"0 (misses {row['misses']})"
@@ -47,13 +55,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Turn a summary table into text, one column per thing to read."""
     rows = []
     for _, row in table.iterrows():
-        is_baseline = row["sampler"] == row["baseline"]
+        is_baseline = row["arm"] == row["baseline"]
         runs = int(row["n"])
         rows.append(
             {
                 "data set": row["dataset"],
                 "model": row["model"],
-                "sampler": row["sampler"],
+                "sampler": row["arm"],
                 "n": str(runs),
                 "speed-up": speedup(row),
                 "verdict": "baseline" if is_baseline else outcome(row),
@@ -75,7 +83,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return the table for a README, with the line that says how to read it."""
-    text = readable(table).to_markdown(index=False, disable_numparse=True)
+    text = markdown(readable(table))
     notes = [
         f"{dataset}, {model}: at {number(part['seconds'].iloc[0])} s of training; target "
         + ("none" if math.isnan(goal := part["target"].iloc[0]) else f"{goal:.2%} test error")
@@ -85,3 +93,70 @@ def to_markdown(table: pd.DataFrame) -> str:
         f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def arms_table(runs: Runs) -> pd.DataFrame:
+    """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first."""
+    last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
+    equivalent = last["effective_updates"] * last["epoch"] / last["updates"]
+    rows = []
+    for (dataset, model, _, arm), part in runs.runs.groupby(["dataset", "model", runs.runs["arm"] != "uniform", "arm"]):
+        finished = part.loc[part["status"] == "finished", "run_id"]
+        ends, alone = last.loc[finished], part.loc[part["alone"] & part["run_id"].isin(finished), "seconds"]
+        rows.append(
+            {
+                "data set": dataset,
+                "model": model,
+                "arm": arm,
+                "n": str(len(ends)),
+                "test error (%)": _mean(100 * ends["test_error"]),
+                "test loss": _mean(ends["test_loss"]),
+                "train loss": _mean(ends["train_loss"]),
+                "updates": count(ends["updates"].mean()),
+                "epochs": number(ends["epoch"].mean()),
+                "epochs equivalent": _mean(equivalent.loc[finished]),
+                "examples scored": count(ends["examples_scored"].mean()),
+                "seconds": _mean(alone),
+                "not finished": str(len(part) - len(finished)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def claims_table(findings: "list[Finding]") -> pd.DataFrame:
+    """Return text: what a paper reports, its number, ours with its interval, and the verdict."""
+    return pd.DataFrame(
+        [
+            {
+                "the paper reports": finding.claim.text,
+                "arms": finding.arms(),
+                "published": finding.published(),
+                "ours [95 %]": finding.ours(),
+                "n": str(finding.n),
+                "verdict": finding.verdict,
+            }
+            for finding in findings
+        ]
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Return a booktabs tabular."""
+    text = table.to_markdown(index=False, disable_numparse=True, tablefmt="latex_booktabs")
+    symbols: dict[str, Any] = {
+        MINUS: "$-$",
+        TIMES: r"$\times$",
+        PLUS_MINUS: r"$\pm$",
+        DASH: "--",
+        "\N{INFINITY}": r"$\infty$",
+    }
+    return text.translate(str.maketrans(symbols)) + "\n"
+
+
+def _mean(values: pd.Series) -> str:
+    mean, half_width, _ = t_interval(values)
+    return plus_minus(mean, half_width)

@@ -1,0 +1,300 @@
+"""Published claims against our runs: a number per seed, its 95 % interval over seeds, a verdict and a sentence.
+
+Ratios are averaged as logs (geometric mean), everything else as it is. Arms are paired with their baseline by seed.
+Curves are interpolated between evaluations and never extrapolated. A claim that holds seconds equal uses only runs that
+had the machine to themselves; only finished runs count, and for a speed-up diverged ones too, as misses.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from isbench.report.inventory import Claim
+from isbench.report.load import Runs
+from isbench.report.measures import COUNTED, geometric_interval, ratio_of, t_interval, time_to_target, value_at
+from isbench.report.tables import TIMES, number
+
+AXES = {"seconds": "train_seconds", "updates": "updates", "epochs": "epoch", "examples": "examples_trained"}
+
+
+class Run(NamedTuple):
+    """The evaluations and the probe rows of one run."""
+
+    curve: pd.DataFrame
+    looks: pd.DataFrame
+
+    def end(self, claim: Claim) -> float:
+        """Return where on the claim's axis the run is judged when it stands alone."""
+        return self.curve[AXES[claim.axis]].max() if claim.at is None else claim.at
+
+    def value(self, column: str, claim: Claim, place: float) -> float:
+        return value_at(self.curve, place, column, AXES[claim.axis])
+
+    def last_look(self) -> pd.DataFrame:
+        return self.looks[self.looks["updates"] == self.looks["updates"].max()]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a number is had from a run and its baseline of the same seed (`measure`), averaged, judged and written.
+
+    `neutral` is its value where there is no effect, None for numbers that are compared as they are. `gain` says on
+    which side of it a method is better: the direction claimed where a paper gives no number.
+    """
+
+    measure: Callable[..., float]
+    neutral: float | None = None
+    gain: int = 1
+    is_ratio: bool = False
+    is_paired: bool = False
+    scale: float = 1.0
+    unit: str = ""
+
+    def text(self, value: float) -> str:
+        return f"{number(self.scale * value)}{self.unit}"
+
+
+def _own(column: str) -> Callable[..., float]:
+    return lambda run, baseline, claim: run.value(column, claim, run.end(claim))
+
+
+def _both(column: str) -> Callable[..., tuple[float, float]]:
+    """Return a function for the values of arm and baseline at the same place, the last that both reached."""
+
+    def values(run: Run, baseline: Run, claim: Claim) -> tuple[float, float]:
+        place = min(run.end(claim), baseline.end(claim))
+        return run.value(column, claim, place), baseline.value(column, claim, place)
+
+    return values
+
+
+def _ratio(column: str) -> Callable[..., float]:
+    def ratio(run: Run, baseline: Run, claim: Claim) -> float:
+        own, other = _both(column)(run, baseline, claim)
+        return ratio_of(other, own)
+
+    return ratio
+
+
+def _error_difference(run: Run, baseline: Run, claim: Claim) -> float:
+    own, other = _both("test_error")(run, baseline, claim)
+    return 100 * (other - own)
+
+
+def _speedup(run: Run, baseline: Run, claim: Claim) -> float:
+    target = baseline.value("test_error", claim, baseline.end(claim))
+    if math.isnan(target):
+        return math.nan
+    own, other = (time_to_target(each.curve, "test_error", target, AXES[claim.axis]) for each in (run, baseline))
+    return ratio_of(other, own)
+
+
+def _epochs_equivalent(run: Run, baseline: None, claim: Claim) -> float:
+    last = run.curve.iloc[-1]
+    return last["effective_updates"] * last["epoch"] / last["updates"]
+
+
+def _gain_ratio(run: Run, baseline: None, claim: Claim) -> float:
+    return run.curve["effective_updates"].iloc[-1] / run.curve["updates"].iloc[-1]
+
+
+def _time_overhead(run: Run, baseline: Run, claim: Claim) -> float:
+    own, other = (each.curve["train_seconds"].iloc[-1] / each.curve["updates"].iloc[-1] for each in (run, baseline))
+    return own / other - 1
+
+
+def _correlation(run: Run, baseline: None, claim: Claim, one: str, other: str) -> float:
+    look = run.last_look().iloc[0]
+    return float(np.corrcoef(look[one], look[other])[0, 1])
+
+
+def _squared_error_ratio(run: Run, baseline: None, claim: Claim, one: str, other: str, reference: str) -> float:
+    look = run.last_look().iloc[0]
+    p, q, r = (
+        np.asarray(look[name], dtype=float) / np.sum(look[name], dtype=float) for name in (one, other, reference)
+    )
+    return float(((p - r) ** 2).sum() / ((q - r) ** 2).sum())
+
+
+def _relative_variance(run: Run, baseline: None, claim: Claim, signal: str) -> float:
+    later = run.looks[run.looks["updates"] > run.looks["updates"].min()]
+    return float(later.loc[later["signal"] == signal, "relative"].mean())
+
+
+def _share(run: Run, baseline: None, claim: Claim, first_epoch: str, decile: str) -> float:
+    look = run.last_look()
+    look = look[look["decile"] == int(decile)]
+    is_first = look["first_epoch"].round().eq(float(first_epoch))  # an epoch need not be a whole number of updates
+    return float(look.loc[is_first, "share"].mean())
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "test_error": Quantity(_own("test_error"), scale=100, unit="%"),
+    "train_loss": Quantity(_own("train_loss")),
+    "test_loss": Quantity(_own("test_loss")),
+    "train_loss_ratio": Quantity(_ratio("train_loss"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
+    "test_error_ratio": Quantity(_ratio("test_error"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
+    "test_error_difference": Quantity(_error_difference, neutral=0, is_paired=True, unit=" points"),
+    "speedup": Quantity(_speedup, neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
+    "epochs_equivalent": Quantity(_epochs_equivalent),
+    "gain_ratio": Quantity(_gain_ratio, neutral=1, is_ratio=True),
+    "time_overhead": Quantity(_time_overhead, is_paired=True, scale=100, unit="%"),
+    "correlation": Quantity(_correlation, neutral=0),
+    "squared_error_ratio": Quantity(_squared_error_ratio, neutral=1, is_ratio=True, unit=TIMES),
+    "relative_variance": Quantity(_relative_variance, neutral=1, gain=-1, is_ratio=True),
+    "share": Quantity(_share, scale=100, unit="%"),
+}
+HELD = {"speedup": " in {}{}", "time_overhead": ""}
+PROBED = ("correlation", "squared_error_ratio", "relative_variance", "share")
+
+
+class Finding(NamedTuple):
+    """What our runs say on a claim. The bounds are NaN below two seeds, and where a run missed its target."""
+
+    claim: Claim
+    value: float
+    low: float
+    high: float
+    n: int
+    verdict: str
+    sentence: str
+
+    @property
+    def quantity(self) -> Quantity:
+        return QUANTITIES[self.claim.quantity.partition(":")[0]]
+
+    def ours(self) -> str:
+        """Write our number with its interval."""
+        if not self.n:
+            return "\N{EN DASH}"
+        low, high = (number(self.quantity.scale * bound) for bound in (self.low, self.high))
+        return self.quantity.text(self.value) + ("" if math.isnan(self.low) else f" [{low}, {high}]")
+
+    def arms(self) -> str:
+        """Name the arm, and what it is compared with."""
+        return self.claim.arm + (f" against {self.claim.baseline}" if self.quantity.is_paired else "")
+
+    def published(self) -> str:
+        """Write the published number."""
+        return "\N{EN DASH}" if self.claim.published is None else self.quantity.text(self.claim.published)
+
+
+def check(claim: Claim, runs: Runs) -> Finding:
+    """Measure a claim on every seed that has what it needs, and judge it."""
+    name, *arguments = claim.quantity.split(":")
+    quantity = QUANTITIES[name]
+    is_timed = name == "time_overhead" or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
+    statuses = COUNTED if name == "speedup" else ("finished",)
+    involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
+    usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
+    arms = _by_seed(runs, usable[usable["arm"].eq(claim.arm) & usable["status"].isin(statuses)], name in PROBED)
+    finished = usable[usable["arm"].eq(claim.baseline) & usable["status"].eq("finished")]
+    baselines = _by_seed(runs, finished, False) if quantity.is_paired else dict.fromkeys(arms)
+    values = np.array(
+        [quantity.measure(run, baselines[key], claim, *arguments) for key, run in arms.items() if key in baselines]
+    )
+    values = values[~np.isnan(values)]
+    if quantity.is_ratio:
+        value, low, high = geometric_interval(values)
+    else:
+        value, half_width, _ = t_interval(values)
+        low, high = value - half_width, value + half_width
+    left_out = {
+        "did not count (diverged, failed or unfinished)": (~involved["status"].isin(statuses)).sum(),
+        "shared the machine": len(involved) - len(usable),
+        f"missed the error of {claim.baseline}": int((values == 0).sum()) if name == "speedup" else 0,
+    }
+    verdict = judge(quantity, claim.published, low, high, len(values))
+    if not len(values) and left_out["shared the machine"]:
+        verdict = "not timed"
+    finding = Finding(claim, value, low, high, len(values), verdict, "")
+    return finding._replace(sentence=_sentence(finding, involved, left_out))
+
+
+def judge(quantity: Quantity, published: float | None, low: float, high: float, n: int) -> str:
+    """Return the verdict that the interval [low, high] of n seeds allows."""
+    if n < 2:
+        return "one seed" if n else "not run"
+    if quantity.neutral is None or published == quantity.neutral:
+        if published is None:
+            return "no number published"
+        return "agrees" if low <= published <= high else "differs"
+    # Mirrored where the published effect lies below neutral, so that more effect is always more.
+    sign = quantity.gain if published is None else math.copysign(1, published - quantity.neutral)
+    least, most = sorted((sign * (low - quantity.neutral), sign * (high - quantity.neutral)))
+    if most < 0:
+        return "opposite sign"
+    if not least > 0:  # NaN bounds included: a miss is no effect shown
+        return "not reproduced"
+    is_reached = published is None or most >= abs(published - quantity.neutral)
+    return "reproduced" if is_reached else "same direction, smaller"
+
+
+def _by_seed(runs: Runs, chosen: pd.DataFrame, probed: bool) -> dict[tuple[str, str, int], Run]:
+    """Return the runs that have evaluations (and probe rows, if asked for), by data set, model and seed."""
+    found = {}
+    for _, run in chosen.iterrows():
+        curve = runs.rows[runs.rows["run_id"] == run["run_id"]]
+        looks = runs.probes[runs.probes["run_id"] == run["run_id"]]
+        if len(looks if probed else curve):
+            found[run["dataset"], run["model"], run["seed"]] = Run(curve, looks)
+    return found
+
+
+def _sentence(finding: Finding, involved: pd.DataFrame, left_out: dict[str, int]) -> str:
+    claim = finding.claim
+    text = claim.text if f"({claim.arm})" in claim.text else f"{claim.text} ({finding.arms()})"
+    counts = [f"{count} of {len(involved)} runs {why}" for why, count in left_out.items() if count]
+    if not finding.n:
+        return f"{text}: {finding.verdict}{f' ({_joined(counts)})' if counts else ''}."
+    place = "" if claim.at is None else f" ({claim.at:g})"
+    held = HELD.get(claim.quantity, " at equal {}{}" if finding.quantity.is_paired else "").format(claim.axis, place)
+    setting = f"On {setting_of(involved, finding.n)}: {text}: {finding.ours()}{held}"
+    published = f", published {finding.published()}" if claim.published is not None else ""
+    verdict = "one seed, no interval" if finding.verdict == "one seed" else finding.verdict
+    return f"{setting}{published}: {verdict}.{f' {_joined(counts)}.' if counts else ''}"
+
+
+def setting_of(runs: pd.DataFrame, n: int) -> str:
+    """Name data, model, budget, n and hardware of runs, for a sentence."""
+    started = runs[runs["status"] != "skipped"]
+    data = (started["dataset"] + " (" + started["provenance"] + ")").unique()
+    hardware = {_hardware(run) for _, run in started.iterrows()}
+    parts = [*sorted(data), *sorted(started["model"].unique()), *sorted(started["budget"].unique())]
+    return _joined([*parts, f"n={n}", *sorted(hardware)])
+
+
+def _hardware(run: pd.Series) -> str:
+    if isinstance(run["gpu"], str):
+        return run["gpu"]
+    threads = run["torch_threads"]
+    return f"{'one thread' if threads == 1 else f'{threads:g} threads'} of {run['cpu']}"
+
+
+def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
+    """Return findings as plain values, numbers to six significant digits, those that are not finite as null."""
+    return [
+        {
+            **vars(finding.claim),
+            **{key: _plain(getattr(finding, key)) for key in ("value", "low", "high")},
+            "n": finding.n,
+            "arms": finding.arms(),
+            "ours": finding.ours(),
+            "reported": finding.published(),
+            "verdict": finding.verdict,
+            "sentence": finding.sentence,
+        }
+        for finding in findings
+    ]
+
+
+def _plain(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _joined(parts: list[str]) -> str:
+    return ", ".join(parts)

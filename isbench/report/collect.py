@@ -1,0 +1,191 @@
+"""`python -m isbench.report.collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
+
+evaluations.parquet (a row per evaluation), runs.parquet (a row per run: settings, state, machine, versions, command),
+probes.parquet (only where a probe looked) and provenance.json. Equal records give equal bytes. Runs that have not ended
+enter as they are, so that what is kept half-way says so; collecting again rewrites, and keeps the runs whose folders
+are not here (they were collected elsewhere, or before). Of probe rows that hold a list per
+example only each run's last look is kept, which is what figures show. Pictures of examples are taken from the data set
+where it is at hand.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import yaml
+from pyarrow import parquet
+
+from isbench.errors import UserError
+from isbench.recording.record import read_rows
+from isbench.report.inventory import INVENTORY
+from isbench.report.load import FILES, KEYS, Runs, load_runs, read_results
+
+CHOICES = {experiment.id: f"{experiment.paper}/{experiment.id}" for experiment in INVENTORY} | {"demo": "demo"}
+CONF = Path("conf/experiment")
+FACTS = ("date", "isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores", "gpu")
+
+
+def collect(folder: Path, out: Path) -> Runs:
+    """Write what is kept of the runs below `folder` to `out`, and return it.
+
+    Raises UserError where there are no runs, or two that cannot be told apart.
+    """
+    runs = load_runs(folder)
+    starts = [row for path in sorted(folder.rglob("record.jsonl")) for row in read_rows(path) if row["kind"] == "start"]
+    last = {row["run_id"]: row for row in starts}
+    choice = CHOICES.get(folder.name, folder.name)
+    commands = [_command(choice, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
+    probes = _with_pictures(_last_lists(runs.probes), last)
+    kept = replace(runs, runs=runs.runs.assign(command=commands), probes=probes)
+    if (out / FILES[1]).is_file():
+        kept = _with_earlier(kept, read_results(out))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, frame in zip(FILES, (kept.rows, kept.runs, kept.probes), strict=True):
+        (out / name).unlink(missing_ok=True)
+        if len(frame) or name != FILES[2]:
+            # Without pandas' own metadata, which names versions.
+            table = pa.Table.from_pandas(_compact(frame), preserve_index=False).replace_schema_metadata(None)
+            parquet.write_table(table, out / name, compression="zstd", compression_level=19)
+    facts = {**provenance(kept.runs), "planned_runs": planned_runs(CONF / f"{choice}.yaml") or len(kept.runs)}
+    (out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return kept
+
+
+def planned_runs(experiment: Path) -> int:
+    """Return how many runs an experiment's yaml plans: arms times values of params; 0 where there is no such file."""
+    if not experiment.is_file():
+        return 0
+    sweeper = yaml.safe_load(experiment.read_text(encoding="utf-8"))["hydra"]["sweeper"]
+    return math.prod([max(1, len(sweeper.get("arms", ()))), *map(_num_values, sweeper.get("params", {}).values())])
+
+
+def _num_values(sweep: Any) -> int:
+    numbers = re.fullmatch(r"range\((\d+)\)", str(sweep))
+    return int(numbers[1]) if numbers else len(str(sweep).split(","))
+
+
+def _command(choice: str, config: dict[str, Any]) -> str:
+    own = f"arm={config['arm']}" if config.get("arm") else f"sampler={config['sampler']['name']}"
+    return f"python -m isbench -m experiment={choice} {own} seed={config['seed']}"
+
+
+def provenance(runs: pd.DataFrame) -> dict[str, list]:
+    """Return every value that runs have of date, commit, machine, versions and data, once."""
+    facts = {key: sorted(runs[key].dropna().unique().tolist(), key=str) for key in FACTS}
+    return {
+        **facts,
+        **{f"data_{key}": sorted(runs[key].dropna().unique().tolist()) for key in ("provenance", "checksum")},
+    }
+
+
+def _with_earlier(now: Runs, earlier: Runs) -> Runs:
+    """Add the runs collected before that have no folder now: another seed or arm."""
+    identity = KEYS[1:]
+    known = set(map(tuple, now.runs[identity].values.tolist()))
+    gone = [run_id for run_id, *key in earlier.runs[KEYS].values.tolist() if tuple(key) not in known]
+
+    def joined(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
+        old = old[old["run_id"].isin(gone)]
+        if old.empty:
+            return new
+        return pd.concat([new, old]).sort_values(identity, kind="stable", ignore_index=True) if len(new) else old
+
+    return replace(
+        now,
+        rows=joined(now.rows, earlier.rows),
+        runs=joined(now.runs, earlier.runs),
+        probes=joined(now.probes, earlier.probes),
+    )
+
+
+def _last_lists(probes: pd.DataFrame) -> pd.DataFrame:
+    """Keep the last look of each run of rows that hold lists."""
+    holds_list = probes.map(lambda value: isinstance(value, list)).any(axis=1)
+    is_last = probes["updates"] == probes.groupby("run_id")["updates"].transform("max")
+    return probes[is_last | ~holds_list]
+
+
+def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Add the pixels and shape of the examples in the last look of a `draws` probe, where the data set can be read."""
+    if "rank" not in probes:
+        return probes
+    pixels: dict[Any, list[int]] = {}
+    shapes: dict[Any, list[int]] = {}
+    last = probes[probes["updates"] == probes.groupby("run_id")["updates"].transform("max")]
+    for run_id, chosen in last.groupby("run_id"):
+        try:
+            images = _training_images(starts[str(run_id)])
+        except UserError as error:
+            print(f"{run_id}: no pictures of its examples: {error}", file=sys.stderr)
+            continue
+        for place, example in chosen["index"].items():
+            image = images[int(example)]
+            pixels[place], shapes[place] = image.ravel().tolist(), list(image.shape)
+    return probes.assign(
+        pixels=pd.Series(pixels, index=probes.index, dtype=object),
+        shape=pd.Series(shapes, index=probes.index, dtype=object),
+    )
+
+
+def _training_images(start: dict[str, Any]) -> Any:
+    """Return the training inputs of a run, uint8 (N, C, H, W).
+
+    Raises UserError where they are not those it was trained on.
+    """
+    node = start["config"]["dataset"]
+    options = {key: value for key, value in node.items() if key not in ("name", "_target_", "download")}
+    source = resolve_name(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
+    if source.checksum() != start["data"]["checksum"]:
+        raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")
+    return source.train_inputs.numpy()
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give lists per example the smallest type that holds them: 32 bits, for pixels 8."""
+
+    def packed(name: Any, values: pd.Series) -> Any:
+        if not values.map(lambda value: isinstance(value, list)).any():
+            return values
+        holds_floats = any(isinstance(item, float) for value in values if isinstance(value, list) for item in value)
+        kind = pa.uint8() if name == "pixels" else pa.float32() if holds_floats else pa.int32()
+        return pd.Series(
+            pd.arrays.ArrowExtensionArray(pa.array(values, pa.list_(kind), from_pandas=True)), values.index
+        )
+
+    return pd.DataFrame({name: packed(name, frame[name]) for name in frame})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m isbench.report.collect", description=__doc__)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="default: every experiment that has runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds runs/ID")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
+    given = parser.parse_args(arguments)
+    try:
+        ids = given.ids or [name for name in CHOICES if (given.runs / name).is_dir()]
+        if not ids:
+            raise UserError(
+                f"{given.runs} holds no runs of an experiment: python -m isbench -m experiment=ID makes them"
+            )
+        for name in ids:
+            runs = collect(given.runs / name, given.results / name).runs
+            print(f"{given.results / name}: {len(runs)} runs, {(runs['status'] == 'finished').sum()} finished")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

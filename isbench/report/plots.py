@@ -1,0 +1,300 @@
+"""The figures of experiments, one drawing function per kind: from runs to a matplotlib figure and the data behind it.
+
+Lines are means over seeds with their 95 % Student-t band, thin lines single seeds, as in isbench.report.figures.
+Figures of scores show the last look of the lowest seed; the numbers above them are means over seeds.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from isbench.report.figures import (
+    EPOCHS,
+    ERROR,
+    INK,
+    LOSS,
+    SECONDS,
+    Comparison,
+    Drawing,
+    Drawn,
+    Quantity,
+    band,
+    comparisons,
+    draw_band,
+    draw_comparison,
+    styles,
+)
+from isbench.report.load import KEYS, Runs
+from isbench.report.measures import t_interval
+
+REFERENCE = "per_example_gradient_norm"  # what a score stands for
+GAIN = Quantity("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
+OVERHEAD = Quantity("overhead_percent", "Time overhead (%)")
+EQUIVALENT = Quantity("epochs_equivalent", "Epochs equivalent")
+RELATIVE = Quantity("relative", "Gradient distance relative to uniform")
+SHOWN = 2000  # points of a scatter plot at most: more only make it darker
+
+
+def curves(runs: Runs) -> Drawn:
+    """Test error and train loss, against seconds and against epochs, per data set and model."""
+    found, drawn = comparisons(runs), styles(runs.runs["arm"])
+    figure = Figure(figsize=(7.6, 5.6 * max(1, len(found))), layout="constrained")
+    parts = figure.subfigures(max(1, len(found)), squeeze=False)[:, 0]
+    for part, comparison in zip(parts, found, strict=False):
+        panels = part.subplots(2, 2)
+        for axes, x in zip(panels, (SECONDS, EPOCHS), strict=True):
+            for panel, y in zip(axes, (ERROR, LOSS), strict=True):
+                draw_comparison(panel, comparison, x, y, drawn)
+        part.suptitle(comparison.title, fontweight="bold")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
+    tables = [
+        _band_table(comparison.counted(arm, x), x, y, comparison.floor(y)).assign(
+            dataset=comparison.rows["dataset"].iloc[0], model=comparison.rows["model"].iloc[0], arm=arm
+        )
+        for comparison in found
+        for x in (SECONDS, EPOCHS)
+        for y in (ERROR, LOSS)
+        for arm in comparison.arms
+    ]
+    return figure, _joined(tables, ["dataset", "model", "arm"])
+
+
+def overhead_and_gain(runs: Runs) -> Drawn:
+    """What a method gains per update and what it costs, and loss against epochs equivalent (RAIS, Figure 4).
+
+    Gain and overhead are averages between consecutive evaluations, overhead over uniform with the same seed.
+    """
+    found, drawn = comparisons(runs), styles(runs.runs["arm"])
+    figure = Figure(figsize=(7.6, 2.8 * max(1, len(found))), layout="constrained")
+    panels = figure.subplots(max(1, len(found)), 3, squeeze=False)
+    tables = []
+    for axes, comparison in zip(panels, found, strict=False):
+        for arm, seeds in comparison.arms.items():
+            paced = list(map(_paced, seeds))
+            for panel, y, lines, x in (
+                (axes[0], GAIN, paced, EPOCHS),
+                (axes[1], OVERHEAD, list(_overheads(comparison, arm)), EPOCHS),
+                (axes[2], LOSS, paced, EQUIVALENT),
+            ):
+                if arm != "uniform" or y is LOSS:
+                    floor = 0.0 if y is LOSS else -np.inf
+                    mean = band(lines, x, y, floor)
+                    draw_band(panel, arm, lines, mean, x, y, drawn[arm])
+                    tables.append(_band_table(lines, x, y, floor).assign(title=comparison.title, arm=arm))
+                panel.set(xlabel=x.label, ylabel=y.label)
+        axes[1].set_title(comparison.title, fontweight="bold")
+        axes[2].legend()
+    return figure, _joined(tables, ["title", "arm"])
+
+
+def gradient_variance(runs: Runs) -> Drawn:
+    """Distance of a resampled batch's gradient to the pool's, by signal (Katharopoulos and Fleuret 2018, Figure 1)."""
+    drawn = styles(map(_sampler_of, runs.probes["signal"]))
+    figure, panels = _panels(runs.probes["arm"])
+    x, tables = Quantity("updates", "Updates"), []
+    for arm, signal in product(panels, runs.probes["signal"].unique()):
+        looks = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
+        seeds, style = [look for _, look in looks.groupby("run_id")], drawn[_sampler_of(signal)]
+        draw_band(panels[arm], _words(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
+        tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
+    for panel in panels.values():
+        panel.set(xlabel=x.label, ylabel=RELATIVE.label)
+        panel.legend()
+    return figure, _joined(tables, ["arm", "signal"])
+
+
+def loss_patterns(runs: Runs) -> Drawn:
+    """Share of the examples of a loss decile that stayed in it to the last look, by first look (SGD on Steroids)."""
+    last = _last_looks(runs.probes)
+    figure, panels = _panels(last["arm"])
+    tables = []
+    for arm, panel in panels.items():
+        looks = last[last["arm"] == arm]
+        firsts = sorted(looks["first_epoch"].unique())
+        width = 0.8 / len(firsts)
+        for place, first in enumerate(firsts):
+            seeds = [part for _, part in looks[looks["first_epoch"] == first].groupby("run_id")]
+            table = _points_table(seeds, "decile", "share")
+            centres = table["x"] + (place - (len(firsts) - 1) / 2) * width
+            spread = 100 * (table["high"] - table["mean"]).fillna(0)
+            shade = colormaps["Blues"](0.3 + 0.6 * (place + 1) / len(firsts))
+            label = f"since epoch {first:.3g}"
+            panel.bar(centres, 100 * table["mean"], width, yerr=spread, color=shade, label=label, ecolor=INK)
+            tables.append(table.assign(arm=arm, first_epoch=first))
+        panel.set(xlabel="Decile of the loss (1: highest)", ylabel="Share still in it (%)", ylim=(0, 100))
+        panel.set_xticks(sorted(looks["decile"].unique()))
+        panel.grid(axis="x", visible=False)
+        panel.legend()
+    return figure, _joined(tables, ["arm", "first_epoch"])
+
+
+def score_scatter(runs: Runs) -> Drawn:
+    """Each score against the exact gradient norm, with its rolling mean over 50 examples and their correlation."""
+    return _scatter(runs, _draw_scores)
+
+
+def probability_scatter(runs: Runs) -> Drawn:
+    """Probabilities by each score against the ideal ones (Katharopoulos and Fleuret 2018, Figure 2)."""
+    return _scatter(runs, _draw_probabilities)
+
+
+def examples(runs: Runs) -> Drawn:
+    """Examples that a sampler draws rarely, left, and often, right (RAIS, Figure 1): label, then what was predicted."""
+    last = _last_looks(runs.probes)
+    first = last[last["seed"] == last.groupby("arm")["seed"].transform("min")]
+    arms, count = sorted(first["arm"].unique()), int(first.groupby(["run_id", "rank"]).size().max())
+    figure = Figure(figsize=(7.6, 2.4 * len(arms)), layout="constrained")
+    for part, arm in zip(figure.subfigures(len(arms), squeeze=False)[:, 0], arms, strict=True):
+        part.suptitle(arm, fontweight="bold")
+        for half, rank in zip(part.subfigures(1, 2), ("rarely", "often"), strict=True):
+            half.supxlabel(f"drawn {rank}", fontsize="medium")
+            panels = half.subplots(2, max(1, -(-count // 2)), squeeze=False).flat
+            chosen = first[(first["arm"] == arm) & (first["rank"] == rank)]
+            for panel, (_, example) in zip(panels, chosen.iterrows(), strict=False):
+                _draw_example(panel, example)
+            for panel in half.axes:
+                panel.set_axis_off()
+    return figure, first[["arm", "dataset", "seed", "rank", "index", "label", "predicted", "probability"]]
+
+
+def _draw_example(panel: Any, example: pd.Series) -> None:
+    wrong = "" if example["label"] == example["predicted"] else f" ({example['predicted']:g})"
+    panel.set_title(f"{example['label']:g}{wrong}", fontsize="small", pad=2)
+    if isinstance(example.get("pixels"), np.ndarray):
+        image = example["pixels"].reshape(tuple(example["shape"].astype(int))).transpose(1, 2, 0)
+        panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    else:
+        panel.text(0.5, 0.5, f"no. {example['index']:g}", ha="center", va="center", transform=panel.transAxes)
+
+
+def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
+    """Draw a row of panels per arm and a panel per signal."""
+    last = _last_looks(runs.probes)
+    signals = [name for name in last.columns if name not in (*KEYS, "updates", "epoch", "index", "label", REFERENCE)]
+    arms, drawn = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
+    figure = Figure(figsize=(3.8 * len(signals), 3.6 * len(arms)), layout="constrained")
+    panels = figure.subplots(len(arms), len(signals), squeeze=False)
+    facts = []
+    for (row, arm), (column, signal) in product(enumerate(arms), enumerate(signals)):
+        looks, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
+        found = draw(panel, looks, signal, drawn[_sampler_of(signal)].colour)
+        if len(arms) > 1:
+            panel.set_title(f"{arm}: {panel.get_title()}", fontsize="medium")
+        facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
+    return figure, pd.DataFrame(facts)
+
+
+def _draw_scores(panel: Any, looks: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+    pairs = [(np.asarray(look[REFERENCE]), np.asarray(look[signal])) for _, look in looks.iterrows()]
+    norms, scores = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
+    shown = slice(None, None, -(-len(norms) // SHOWN))
+    panel.scatter(norms[shown], scores[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+    rolling = pd.Series(scores).rolling(min(50, len(scores)), center=True).mean()
+    panel.plot(norms, rolling, color=INK, linewidth=1)
+    correlation = t_interval([np.corrcoef(*pair)[0, 1] for pair in pairs])
+    panel.set(xlabel=_words(REFERENCE), ylabel=_words(signal))
+    panel.set_title(f"correlation {correlation.mean:.2f}", fontsize="medium")
+    return {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
+
+
+def _draw_probabilities(panel: Any, looks: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+    pairs = [
+        [np.divide(look[name], np.sum(look[name])) for name in (REFERENCE, signal)] for _, look in looks.iterrows()
+    ]
+    ideal, own = pairs[0]
+    shown = slice(None, None, -(-len(ideal) // SHOWN))
+    panel.scatter(ideal[shown], own[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+    ends = [min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())]
+    panel.plot(ends, ends, color=INK, linewidth=1)
+    panel.set(xscale="log", yscale="log", xlabel=f"p by {_words(REFERENCE)}", ylabel=f"p by {_words(signal)}")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    squares = t_interval([float(((b - a) ** 2).sum()) for a, b in pairs])
+    panel.set_title(f"sum of squared errors {squares.mean:.2g}", fontsize="medium")
+    return {"squared_error": squares.mean, "half_width": squares.half_width, "n": squares.n}
+
+
+def _paced(curve: pd.DataFrame) -> pd.DataFrame:
+    """Add the mean gain since the evaluation before, in per cent above 1, and the epochs equivalent."""
+    gain = curve["effective_updates"].diff() / curve["updates"].diff()
+    per_update = (curve["epoch"] / curve["updates"]).max()
+    return curve.assign(
+        gain_percent=100 * (gain - 1), epochs_equivalent=curve["effective_updates"].fillna(0) * per_update
+    )
+
+
+def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
+    """Yield, per seed, the seconds per update over those of uniform since the evaluation before, in per cent above."""
+    baseline = comparison.seeds("uniform", SECONDS) if "uniform" in comparison.arms else []
+    for curve, uniform in product(comparison.seeds(arm, SECONDS), baseline):
+        if curve["seed"].iloc[0] == uniform["seed"].iloc[0]:
+            both = curve.merge(uniform, on="updates", suffixes=("", "_uniform"))
+            ratio = both["train_seconds"].diff() / both["train_seconds_uniform"].diff()
+            yield both.assign(overhead_percent=100 * (ratio - 1))
+
+
+def _band_table(seeds: list[pd.DataFrame], x: Quantity, y: Quantity, floor: float) -> pd.DataFrame:
+    """Return a band as rows of x, mean, low and high, every fourth point of it, with what it shows and its n."""
+    values = band(seeds, x, y, floor)
+    table = pd.DataFrame(values._asdict()).iloc[::4]
+    return table.assign(axis=x.column, quantity=y.column, n=len(seeds))
+
+
+def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
+    """Return mean, low and high of y over seeds where their x is the same."""
+    rows = []
+    for place, part in pd.concat(seeds).groupby(x):
+        mean, half_width, n = t_interval(part[y])
+        rows.append({"x": place, "mean": mean, "low": mean - half_width, "high": mean + half_width, "n": n})
+    return pd.DataFrame(rows)
+
+
+def _joined(tables: list[pd.DataFrame], first: list[str]) -> pd.DataFrame:
+    joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=first)
+    return joined[[*first, *(name for name in joined.columns if name not in first)]]
+
+
+def _last_looks(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run's last look."""
+    return probes[probes["updates"] == probes.groupby("run_id")["updates"].transform("max")]
+
+
+def _panels(arms: pd.Series) -> tuple[Figure, dict[str, Any]]:
+    """Return a figure with a panel for each arm, side by side."""
+    names = sorted(arms.unique())
+    figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
+    panels = dict(zip(names, figure.subplots(1, len(names), sharey=True, squeeze=False)[0], strict=True))
+    if len(names) > 1:
+        for name, panel in panels.items():
+            panel.set_title(name, fontweight="bold", fontsize="medium")
+    return figure, panels
+
+
+def _sampler_of(signal: str) -> str:
+    """Return the sampler whose colour a signal gets."""
+    return {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("per example ", "")
+
+
+DRAWINGS: dict[str, Drawing] = {
+    drawing.__name__: drawing
+    for drawing in (
+        curves,
+        overhead_and_gain,
+        gradient_variance,
+        loss_patterns,
+        score_scatter,
+        probability_scatter,
+        examples,
+    )
+}
