@@ -39,7 +39,7 @@ def num_parameters(cls: type[Classifier], *args: object, **options: object) -> i
 
 
 def test_every_choice_is_present() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == NAMES
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*NAMES, "efficientnet_lite0"}  # has a file of its own
 
 
 @pytest.mark.parametrize("name", NAMES)
