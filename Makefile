@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test results lint format lock clean
+.PHONY: help setup demo test bench results report lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,8 +23,16 @@ demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then wri
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
 
-results: $(STAMP) ## put the demo's runs into results/ and README
-	@$(BIN)/python scripts/collect.py runs/demo demo
+results: $(STAMP) ## collect the runs of experiments into results/, report on them, renew README
+	@$(BIN)/python -m isbench.report.collect
+	@$(BIN)/python -m isbench.report
+	@$(BIN)/python scripts/readme.py
+
+report: $(STAMP) ## make tables, figures and results/index.html from what results/ holds
+	@$(BIN)/python -m isbench.report
+
+bench: $(STAMP) ## measure what isbench costs and renew README's table of it (about 25 minutes on two quiet cores)
+	@$(BIN)/python -m benchmarks
 	@$(BIN)/python scripts/readme.py
 
 lint: $(STAMP) ## check style and types

@@ -1,0 +1,48 @@
+"""On a GPU: images per second by precision, the seconds of published budgets, and where the time goes.
+
+Seconds of an epoch and of 50,000 updates are extrapolated from the updates that were timed (500 in all, or more).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import Row, Work, race, seconds
+from benchmarks.runs import CIFAR, isbench_loop, make_parts
+
+BATCH = 128
+MODELS = ("wrn_28_2", "resnet18")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+ROUNDS, UPDATES = 10, 50
+PROFILED, KERNELS = 20, 6
+
+
+def rows(device: torch.device, quick: bool) -> Iterator[Row]:
+    if device.type != "cuda":
+        print("no GPU is available: nothing to measure")
+        return
+    updates = 5 if quick else UPDATES
+    for model in MODELS:
+        for precision in PRECISIONS:
+            choices = ("numerics=fast", f"numerics.precision={precision}", f"model={model}", "augmentation=flip_crop")
+            loop = isbench_loop(make_parts(device, *CIFAR, *choices))
+            (times,) = race([loop], ROUNDS, steps=updates)
+            what, note = f"{model}, {precision}, b=128", f"from {ROUNDS * updates} updates"
+            yield Row(what, "", [BATCH / s for s in times], "images/s", note=note)
+            yield Row(what, "", [s * 50_000 / BATCH for s in times], "s an epoch of CIFAR-10", note=note)
+            if model == "wrn_28_2":
+                yield Row(what, "", [s * 50_000 for s in times], "s for 50,000 updates", note=f"extrapolated {note}")
+            yield from shares(what, loop)
+
+
+def shares(what: str, loop: Work) -> Iterator[Row]:
+    """Yield the share of the time in which kernels run, and the shares of the longest in that."""
+    whole = seconds(loop, PROFILED)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        seconds(loop, PROFILED)
+    kernels = {event.key: event.self_device_time_total / 1e6 for event in profiler.key_averages()}
+    busy = sum(kernels.values())
+    yield Row(f"{what}: kernels", "all time", [busy / whole], note="torch.profiler; near 1: the GPU is never idle")
+    for name in sorted(kernels, key=kernels.__getitem__, reverse=True)[:KERNELS]:
+        yield Row(f"{what}: {name[:60]}", "time of all kernels", [kernels[name] / busy], note="torch.profiler")

@@ -1,0 +1,99 @@
+"""The things that are timed: isbench's own loop on the objects of a run, and the loop one would write by hand."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from benchmarks.measure import Work
+from isbench.build import Parts, build
+from isbench.config import RunConfig, config_folder, validate
+from isbench.data.sources import Source
+from isbench.training.budget import Boundaries, Budget
+from isbench.training.loop import train
+from isbench.training.run import apply_numerics
+
+MNIST = ("dataset._target_=benchmarks.runs.random_images", "dataset.num_examples=60000", "dataset.num_test=10000")
+CIFAR = (*MNIST, "dataset.num_examples=50000", "dataset.shape=[3,32,32]")
+
+
+def random_images(
+    data_dir: Path, num_examples: int, num_test: int, num_classes: int = 10, shape: Sequence[int] = (1, 28, 28)
+) -> Source:
+    """Return noise in the shape of a data set: `dataset=synthetic` with this target is made at once at any size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.randint(256, (n, *shape), dtype=torch.uint8, generator=generator)
+        return inputs, torch.randint(num_classes, (n,), generator=generator)
+
+    channels = shape[0] if len(shape) == 3 else shape[-1]
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return Source("random", *draw(num_examples), *draw(num_test), num_classes, mean, std, "noise, fixed seed")
+
+
+def compose_config(*overrides: str) -> RunConfig:
+    """Compose and check a configuration as the command line does."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return validate(compose("config", overrides=["logging=off", "budget=updates_50k", *overrides]))
+
+
+def make_parts(device: torch.device, *overrides: str) -> Parts:
+    """Make and warm up the objects of a run, as `isbench.training.run` does; `dataset=synthetic` unless overridden."""
+    config = compose_config("dataset=synthetic", *overrides)
+    apply_numerics(config.numerics)
+    parts = build(config, device)
+    parts.warm_up()
+    return parts
+
+
+def isbench_loop(parts: Parts) -> Work:
+    """Return the timed loop of a run, which goes on where it stopped, with the rate that the run's budget gives."""
+    progress = parts.progress
+
+    def steps(count: int) -> None:
+        block = Budget("updates", progress.updates + count)
+        train(
+            parts.sampler,
+            parts.step,
+            lambda _: parts.rate(parts.budget.schedule_fraction(progress)),
+            block,
+            Boundaries(block, 1, progress),
+            progress,
+            parts.clock,
+            lambda rate, gain: parts.step.forget(),
+        )
+
+    return steps
+
+
+def bare_loop(parts: Parts) -> Work:
+    """Return the shortest loop that trains a copy of the model, with a copy of the optimizer, on one fixed batch."""
+    step = bare_step(parts, *copied(parts))
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
+def bare_step(parts: Parts, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Return one hand-written update on the first examples of the training set."""
+    inputs, targets = parts.dataset.plain(torch.arange(parts.workspace.batch_size, device=parts.workspace.device))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def copied(parts: Parts) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return copies of model and optimizer that belong together."""
+    return copy.deepcopy((parts.model, parts.optimizer))
