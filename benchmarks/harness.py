@@ -2,8 +2,8 @@
 
 The hand-written step is zero_grad, forward, loss, backward and optimizer step, eager, on one batch that lies ready,
 with the same model, optimizer, numerics and memory format. isbench's also draws, gathers and normalises its batch, sets
-the rate, keeps the loss and reads the clock. On a GPU a hand-written replay of a CUDA graph of the whole step is the
-reference for isbench's graphed engine.
+the rate, keeps the loss and reads the clock. A second loop gathers and normalises its batches too, as any training
+must. On a GPU a hand-written replay of a CUDA graph of the whole step is the reference for isbench's graphed engine.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,9 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
         parts = make_parts(device, *choices, "sampler=uniform")
         is_small = name.startswith("LeNet")
         rounds = (5 if quick else 25) if is_small else (2 if quick else 5)
-        ours, bare = race([isbench_loop(parts), bare_loop(parts)], rounds)
+        ours, bare, fetching = race([isbench_loop(parts), bare_loop(parts), bare_loop(parts, fetches=True)], rounds)
         yield Row(name, "bare loop, eager", ratios(ours, bare), at_most=GOAL)
+        yield Row(name, "bare loop that fetches its batches", ratios(ours, fetching), at_most=GOAL)
         if device.type == "cuda" and "lstm" not in name.lower():
             graphed = make_parts(device, *choices, "sampler=uniform", "numerics.engine=graphed")
             ours, bare = race([isbench_loop(graphed), graphed_loop(graphed)], rounds)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -71,9 +72,12 @@ def isbench_loop(parts: Parts) -> Work:
     return steps
 
 
-def bare_loop(parts: Parts) -> Work:
-    """Return the shortest loop that trains a copy of the model, with a copy of the optimizer, on one fixed batch."""
-    step = bare_step(parts, *copied(parts))
+def bare_loop(parts: Parts, fetches: bool = False) -> Work:
+    """Return the shortest loop that trains a copy of the model, with a copy of the optimizer.
+
+    On one fixed batch, or on batches that it gathers and normalises from the shuffled training set.
+    """
+    step = bare_step(parts, *copied(parts), fetches)
 
     def steps(count: int) -> None:
         for _ in range(count):
@@ -82,11 +86,18 @@ def bare_loop(parts: Parts) -> Work:
     return steps
 
 
-def bare_step(parts: Parts, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Return one hand-written update on the first examples of the training set."""
-    inputs, targets = parts.dataset.plain(torch.arange(parts.workspace.batch_size, device=parts.workspace.device))
+def bare_step(
+    parts: Parts, model: nn.Module, optimizer: torch.optim.Optimizer, fetches: bool = False
+) -> Callable[[], None]:
+    """Return one hand-written update on the first examples of the training set, or on the next of a shuffled pass."""
+    dataset, size = parts.dataset, parts.workspace.batch_size
+    inputs, targets = dataset.plain(torch.arange(size, device=dataset.device))
+    passes = cycle(torch.randperm(dataset.num_examples, device=dataset.device).split(size)[:-1])
 
     def step() -> None:
+        nonlocal inputs, targets
+        if fetches:
+            inputs, targets = dataset.plain(next(passes))
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step()

@@ -24,6 +24,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a batch consists of, by name."""
+        return dict(vars(self))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Batch":
+        """Return the batch that consists of these."""
+        return cls(**tensors)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Return batches of at most `size`, in order."""
+        columns = zip(*(tensor.split(size) for tensor in vars(self).values()), strict=True)
+        return [Batch(*column) for column in columns]
+
     def take(self, positions: Tensor) -> "Batch":
         """Return the examples at `positions` (k,), repeats allowed."""
         return Batch(self.indices[positions], self.inputs[positions], self.targets[positions], self.views[positions])
@@ -49,14 +63,14 @@ class Draw:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that a draw consists of, by name."""
-        return {**vars(self.batch), "weights": self.weights, **self.memo}
+        return {**self.batch.tensors(), "weights": self.weights, **self.memo}
 
-    @staticmethod
-    def of(tensors: Mapping[str, Tensor]) -> "Draw":
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Draw":
         """Return the draw that consists of these."""
         memo = dict(tensors)
-        batch = Batch(*(memo.pop(name) for name in ("indices", "inputs", "targets", "views")))
-        return Draw(batch, memo.pop("weights"), memo)
+        batch = Batch.of({name: memo.pop(name) for name in Batch.__dataclass_fields__})
+        return cls(batch, memo.pop("weights"), memo)
 
 
 class Forward(NamedTuple):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from isbench.errors import ConfigError
 from isbench.models.cnn import LeNet
 from isbench.models.mlp import MLP
 from isbench.training.engine import Engine, memory_format
+from isbench.types import Batch
 from tests.conftest import build_parts, same_state, train_parts
 
 CPU = torch.device("cpu")
@@ -34,12 +36,12 @@ class Tape(TorchDispatchMode):
 
     made = 0
 
-    def __init__(self, function: Callable[[dict[str, Tensor]], dict[str, Tensor]], inputs: dict[str, Tensor]):
+    def __init__(self, function: Callable[[Any], dict[str, Tensor]], given: Any):
         super().__init__()
         self.operations: list[tuple[Any, tuple, dict, Any]] = []
         self.replays = 0
         with self:
-            self.outputs = function(inputs)
+            self.outputs = function(given)
         Tape.made += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -84,17 +86,19 @@ def test_shapes_that_were_not_warmed_up_run_as_written(taped: None) -> None:
     parts.warm_up()
     made = Tape.made
     parts.workspace.batch_size = 12
+    parts.sampler.ones = torch.ones(12)
     parts.take_update()
     assert Tape.made == made
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parts.model.parameters())
 
 
 def test_what_a_replay_returns_may_be_kept() -> None:
-    engine = Engine(MLP((1, 4, 4), 3), "graphed", make_graph=Tape)  # type: ignore[arg-type]
-    double = engine.captured(lambda tensors: {"y": tensors["x"] * 2})
+    engine = Engine(MLP((1, 4, 4), 3), "graphed", make_graph=Tape)
+    batch = Batch(torch.arange(2), torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.empty(2, 0))
+    double = engine.captured(lambda batch: {"y": batch.inputs * 2})
     with engine.warm_up():
-        first = double({"x": torch.ones(2)})["y"]
-    second = double({"x": torch.full((2,), 5.0)})["y"]
+        first = double(batch)["y"]
+    second = double(replace(batch, inputs=torch.full((2,), 5.0)))["y"]
     assert first.tolist() == [2, 2] and second.tolist() == [10, 10]
 
 

@@ -22,15 +22,20 @@ class Uniform(Sampler):
     Host reads: 0 per update
     """
 
+    ones: Tensor
+
     def __init__(self, replacement: bool = False):
         super().__init__()
         self.replacement = replacement
+
+    def allocate(self, workspace) -> None:
+        self.register_buffer("ones", torch.ones(workspace.batch_size), persistent=False)
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
         choose = workspace.uniform if self.replacement else workspace.candidates
         batch = workspace.fetch(choose(workspace.batch_size))
-        return Draw(batch, torch.ones(len(batch), device=workspace.device))
+        return Draw(batch, self.ones)
 
     def probabilities(self) -> Tensor:
         """Return 1 / N each: of a pass, what is known of it without its order."""

@@ -13,15 +13,17 @@ Losses, signals and weights are float32 in every precision.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
-from isbench.types import Forward
+from isbench.types import Batch, Draw, Forward
 
 Tensors = dict[str, Tensor]
+Given = TypeVar("Given", bound=Batch | Draw)
 Shapes = tuple[tuple[str, torch.Size, torch.dtype], ...]
 CPU = torch.device("cpu")
 WARM_UP_CALLS = 3  # before a capture, on a stream of its own, as CUDA graphs demand
@@ -39,18 +41,18 @@ def memory_format(channels_last: bool | None, precision: str, device: torch.devi
 
 
 class CudaGraph:
-    """One call of `function(inputs)`, recorded; `replay` repeats it on the same memory."""
+    """One call of `function(given)`, recorded; `replay` repeats it on the same memory."""
 
-    def __init__(self, function: Callable[[Tensors], Tensors], inputs: Tensors):
+    def __init__(self, function: Callable[[Given], Tensors], given: Given):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
-                function(inputs)
+                function(given)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.outputs = function(inputs)
+            self.outputs = function(given)
 
     def replay(self) -> Tensors:
         self.graph.replay()
@@ -75,7 +77,7 @@ class Engine:
         kind: str = "eager",
         precision: str = "float32",
         device: torch.device = CPU,
-        make_graph: Callable[[Callable[[Tensors], Tensors], Tensors], CudaGraph] = CudaGraph,
+        make_graph: type = CudaGraph,
     ):
         if kind == "auto":
             kind = "graphed" if device.type == "cuda" else "eager"
@@ -106,11 +108,11 @@ class Engine:
             return run(inputs)
 
     def captured(
-        self, function: Callable[[Tensors], Tensors], parameters: Sequence[nn.Parameter] = ()
-    ) -> Callable[[Tensors], Tensors]:
+        self, function: Callable[[Given], Tensors], parameters: Sequence[nn.Parameter] = ()
+    ) -> Callable[[Given], Tensors]:
         """Return `function`, or a stand-in that replays it.
 
-        The function maps named tensors to named tensors without host reads and may write the gradients of
+        The function maps a batch or draw to named tensors without host reads and may write the gradients of
         `parameters`. What the stand-in returns is the caller's to keep.
         """
         return Captured(self, function, parameters) if self.is_graphed else function
@@ -122,22 +124,23 @@ class Engine:
         return key in self._compiled_shapes
 
 
-class Captured:
-    """A function of named tensors with one graph for each set of shapes met while warming up."""
+class Captured(Generic[Given]):
+    """A function of a batch or draw, with one graph for each set of shapes met while warming up."""
 
-    def __init__(self, engine: Engine, function: Callable[[Tensors], Tensors], parameters: Sequence[nn.Parameter]):
+    def __init__(self, engine: Engine, function: Callable[[Given], Tensors], parameters: Sequence[nn.Parameter]):
         self.engine = engine
         self.function = function
         self.parameters = parameters
         self.graphs: dict[Shapes, tuple[Tensors, CudaGraph, list[Tensor | None]]] = {}
 
-    def __call__(self, tensors: Tensors) -> Tensors:
+    def __call__(self, given: Given) -> Tensors:
+        tensors = given.tensors()
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
         if shapes not in self.graphs:
             if not self.engine.is_warming_up:
-                return self.function(tensors)
+                return self.function(given)
             inputs = {name: tensor.clone() for name, tensor in tensors.items()}
-            graph = self.engine.make_graph(self.function, inputs)
+            graph = self.engine.make_graph(self.function, type(given).of(inputs))
             self.graphs[shapes] = (inputs, graph, [p.grad for p in self.parameters])
         inputs, graph, gradients = self.graphs[shapes]
         for name, tensor in tensors.items():

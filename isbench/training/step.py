@@ -54,12 +54,11 @@ class TrainStep:
         `reweight` is the same function at every call: where the engine replays graphs, that of the first is in them.
         """
         self._reweight = reweight
-        signals = self._gradient(draw.tensors())
+        signals = self._gradient(draw)
         self._losses.append(signals.pop("objective"))
         return signals
 
-    def _forward_and_backward(self, tensors: Tensors) -> Tensors:
-        draw = Draw.of(tensors)
+    def _forward_and_backward(self, draw: Draw) -> Tensors:
         for parameter in self.parameters:  # optimizer.zero_grad() takes eight times as long for its bookkeeping
             parameter.grad = None
         with self.statistics.using(draw.weights):

@@ -107,8 +107,8 @@ class Workspace:
         example alone and scoring leaves no trace in the model.
         """
         self.model.eval()
-        pieces = zip(batch.inputs.split(self.score_chunk), batch.targets.split(self.score_chunk), strict=True)
-        scores = [self._score(inputs, targets, signal) for inputs, targets in pieces]
+        pieces = [batch] if len(batch) <= self.score_chunk else batch.split(self.score_chunk)
+        scores = [self._score(piece, signal) for piece in pieces]
         self.model.train()
         self.progress.examples_scored += len(batch)
         return scores[0] if len(scores) == 1 else torch.cat(scores)
@@ -163,12 +163,11 @@ class Workspace:
     def _shuffle(self) -> Tensor:
         return torch.randperm(self.num_examples, device=self.device, generator=self.streams.order)
 
-    def _score(self, inputs: Tensor, targets: Tensor, signal: str) -> Tensor:
+    def _score(self, batch: Batch, signal: str) -> Tensor:
         if signal == FULL_GRADIENT:
-            return per_example_gradient_norm(self.model, self.criterion, inputs, targets)
-        return self._scores[signal]({"inputs": inputs, "targets": targets})[signal]
+            return per_example_gradient_norm(self.model, self.criterion, batch.inputs, batch.targets)
+        return self._scores[signal](batch)[signal]
 
     @torch.no_grad()
-    def _forward_score(self, signal: str, tensors: Tensors) -> Tensors:
-        forward = self.engine.run(tensors["inputs"])
-        return per_example((signal,), forward, tensors["targets"], self.criterion)
+    def _forward_score(self, signal: str, batch: Batch) -> Tensors:
+        return per_example((signal,), self.engine.run(batch.inputs), batch.targets, self.criterion)
