@@ -86,11 +86,12 @@ class Impon(Sampler):
         return Draw(bank.take(chosen), 1 + 0 * predicted[chosen])
 
     def observe(self, draw: Draw, signals: Signals) -> None:
-        represented = self._represent(draw.batch)
-        contexts = torch.cat([represented, signals["weight_norm"].expand(len(represented), 1)], dim=1)
-        errors = contexts @ self.theta - signals["loss"]
-        self.regression_error.copy_(errors.square().mean())
-        self.theta -= self.regressor_lr * 2 * (contexts.T @ errors) / len(errors)
+        represented, norm = self._represent(draw.batch), signals["weight_norm"]
+        errors = torch.addmv(self.theta[-1] * norm - signals["loss"], represented, self.theta[:-1])
+        self.regression_error.copy_(errors.dot(errors) / len(errors))
+        rate = self.regressor_lr * 2 / len(errors)
+        self.theta[:-1].addmv_(represented.T, errors, alpha=-rate)
+        self.theta[-1].sub_(errors.sum() * norm, alpha=rate)
         if self.inputs == "features":
             indices = draw.batch.indices
             self.cache[indices] = last_of_repeats(indices, signals["features"])
