@@ -63,7 +63,7 @@ def test_weights_of_another_network_are_refused() -> None:
 
 def test_a_missing_package_is_one_line(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"needs the package timm: pip install 'isbench\[finetune\]'"):
+    with pytest.raises(ConfigError, match="needs the package timm: pip install -r requirements/finetune.txt"):
         EfficientNetLite0(SHAPE, 5)
 
 

