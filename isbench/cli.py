@@ -49,7 +49,8 @@ Examples:
   isbench dataset=cifar10 model=wrn_28_2 augmentation=flip_crop sampler=loss dataset.download=true
   isbench -m experiment=demo                 a grid; running it again continues it
 """
-_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Kept apart, since `main` sets Hydra's own variable, which the processes of a grid inherit.
+_wants_traceback = os.environ.setdefault("ISBENCH_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 failures: list[str] = []  # what `main` complains of at the end
 
 

@@ -108,7 +108,8 @@ def test_full_error_still_shows_the_traceback() -> None:
         [sys.executable, "-m", "isbench", "seed=abc"],
         capture_output=True,
         text=True,
-        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+        env={key: value for key, value in os.environ.items() if key != "ISBENCH_FULL_ERROR"}
+        | {"HYDRA_FULL_ERROR": "1"},
     )
     assert result.returncode == 1 and "Traceback" in result.stderr
 
