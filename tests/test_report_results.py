@@ -102,6 +102,14 @@ def test_runs_whose_folders_are_gone_are_kept(rais):
     assert files(rais)["evaluations.parquet"] == merged["evaluations.parquet"], "in whatever order they came"
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
+def test_damaged_results_are_one_line(rais, damage, capsys):
+    damage(rais / "evaluations.parquet")
+    assert report.main(["rais_rot_mnist", "--results", str(rais.parent)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rais_rot_mnist cannot be read, collect its runs again" in line
+
+
 def test_planned_runs_are_those_of_the_grid():
     parser = OverridesParser.create()
     for experiment in INVENTORY:

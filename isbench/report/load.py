@@ -91,12 +91,15 @@ def load_runs(folder: Path) -> Runs:
 def read_results(folder: Path) -> Runs:
     """Read what isbench.report.collect wrote.
 
-    Raises UserError where there is nothing.
+    Raises UserError where there is nothing, or files are missing or damaged.
     """
     if not (folder / FILES[1]).is_file():
         raise UserError(f"{folder} holds no {FILES[1]}: collect its runs first, python -m isbench.report.collect")
-    kept = Runs(pd.read_parquet(folder / FILES[0]), pd.read_parquet(folder / FILES[1]))
-    return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
+    try:
+        kept = Runs(pd.read_parquet(folder / FILES[0]), pd.read_parquet(folder / FILES[1]))
+        return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
+    except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        raise UserError(f"{folder} cannot be read, collect its runs again: {str(error).splitlines()[0]}") from error
 
 
 def describe(value: Any) -> str:
