@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -32,13 +33,23 @@ def demo_table() -> str:
 
 
 def experiment_table() -> str:
-    """Return one row per claim of the experiments that have been run."""
-    lines = ["| experiment | the paper reports (arms) | published | ours [95 %] | n | verdict |", "| --- " * 6 + "|"]
+    """Return one row per experiment that has been run: its first claim, and how the others fared."""
+    head = ("experiment", "the paper reports (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in INVENTORY:
         path = ROOT / "results" / experiment.id / "verdicts.json"
-        for found in json.loads(path.read_text()) if path.is_file() else ():
-            claim = f"{found['text']} ({found['arms']})"
-            cells = (f"`{experiment.id}`", claim, found["reported"], found["ours"], str(found["n"]), found["verdict"])
+        findings = json.loads(path.read_text()) if path.is_file() else []
+        for found in findings[:1]:
+            others = Counter(other["verdict"] for other in findings[1:])
+            cells = (
+                f"`{experiment.id}`",
+                f"{found['text']} ({found['arms']})",
+                found["reported"],
+                found["ours"],
+                str(found["n"]),
+                found["verdict"],
+                ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),
+            )
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else "No experiment has been run yet."
 
@@ -62,12 +73,25 @@ def performance_table() -> str:
     return headline(json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text()))
 
 
+def reliability_table() -> str:
+    """Return what `make test-faults` found, kind by kind."""
+    sys.path.insert(0, str(ROOT))
+    from tests.faults.summary import headline, markdown
+
+    path = ROOT / "results" / "reliability" / "summary.json"
+    if not path.is_file():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    return f"**{headline(found)}**\n\n{markdown(found)}"
+
+
 def filled(text: str) -> str:
     """Return README's text with every generated block renewed."""
     tables = {
         "demo": demo_table(),
         "experiments": experiment_table(),
         "performance": performance_table(),
+        "reliability": reliability_table(),
         "samplers": sampler_table(),
     }
     for name, table in tables.items():

@@ -1,4 +1,27 @@
-"""Style sheet and script of the report page. Nothing in them is loaded from elsewhere."""
+"""The frame, style sheets and scripts of the report pages. Nothing in them is loaded from elsewhere."""
+
+from html import escape
+
+
+def document(title: str, head: str, main: str, script: str) -> str:
+    """Return a page: text `title`, HTML for the head and the body's main element, and a script to run at its end."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+{head}
+</head>
+<body>
+<main>
+{main}</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
 
 CSS = """
 :root { --paper: #fff; --ink: #1d2430; --soft: #5b6675; --line: #e1e5ea; --wash: #f6f7f9; --accent: #0b5cad;

@@ -153,13 +153,17 @@ PROBED = ("correlation", "squared_error_ratio", "relative_variance", "share")
 
 
 class Finding(NamedTuple):
-    """What our runs say on a claim. The bounds are NaN below two seeds, and where a run missed its target."""
+    """What our runs say on a claim. The bounds are NaN below two seeds, and where a run missed its target.
+
+    `misses` of the n seeds never reached the target of a speed-up, which makes its mean 0.
+    """
 
     claim: Claim
     value: float
     low: float
     high: float
     n: int
+    misses: int
     verdict: str
     sentence: str
 
@@ -171,6 +175,8 @@ class Finding(NamedTuple):
         """Write our number with its interval."""
         if not self.n:
             return "\N{EN DASH}"
+        if self.misses:
+            return f"0{TIMES} ({self.misses} of {self.n} never get there)"
         low, high = (number(self.quantity.scale * bound) for bound in (self.low, self.high))
         return self.quantity.text(self.value) + ("" if math.isnan(self.low) else f" [{low}, {high}]")
 
@@ -206,12 +212,12 @@ def check(claim: Claim, runs: Runs) -> Finding:
     left_out = {
         "did not count (diverged, failed or unfinished)": (~involved["status"].isin(statuses)).sum(),
         "shared the machine": len(involved) - len(usable),
-        f"missed the error of {claim.baseline}": int((values == 0).sum()) if name == "speedup" else 0,
     }
+    misses = int((values == 0).sum()) if name == "speedup" else 0
     verdict = judge(quantity, claim.published, low, high, len(values))
     if not len(values) and left_out["shared the machine"]:
         verdict = "not timed"
-    finding = Finding(claim, value, low, high, len(values), verdict, "")
+    finding = Finding(claim, value, low, high, len(values), misses, verdict, "")
     return finding._replace(sentence=_sentence(finding, involved, left_out))
 
 
@@ -282,6 +288,7 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
             **vars(finding.claim),
             **{key: _plain(getattr(finding, key)) for key in ("value", "low", "high")},
             "n": finding.n,
+            "misses": finding.misses,
             "arms": finding.arms(),
             "ours": finding.ours(),
             "reported": finding.published(),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from isbench.report.assets import CSS, FILTER, INDEX_CSS
+from isbench.report.assets import CSS, FILTER, INDEX_CSS, document
 from isbench.report.inventory import Experiment
 from isbench.report.load import FILES, read_results
 
@@ -46,19 +46,7 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         + "</section>"
         for paper in papers
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>isbench: published results, and ours</title>
-<style>{CSS}{INDEX_CSS}</style>
-</head>
-<body>
-<main>
-<h1>Published results, and ours</h1>
+    main = f"""<h1>Published results, and ours</h1>
 <p class="lede">{escape(_lede(inventory, results, found))}</p>
 <div class="controls" role="group" aria-label="paper"><button type="button" aria-pressed="true" data-paper="">All papers
 </button>{buttons}</div>
@@ -71,11 +59,9 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
 <b>agrees</b>: a published value lies in the interval.</li>
 <li>A run that shared the machine with another never enters a comparison by seconds.</li>
 </ul></aside>
-</main>
-<script>{FILTER}</script>
-</body>
-</html>
 """
+    head = f'<meta name="color-scheme" content="light dark">\n<style>{CSS}{INDEX_CSS}</style>'
+    return document("isbench: published results, and ours", head, main, FILTER)
 
 
 def state(experiment: Experiment, folder: Path) -> str:
@@ -141,7 +127,7 @@ def _claims(findings: list[dict]) -> str:
         f'<td class="text">{escape(finding["arms"])}</td>'
         f'<td data-label="published">{escape(finding["reported"])}</td>'
         f'<td data-label="ours">{escape(finding["ours"])}</td>'
-        f'<td data-label="n">{finding["n"]}</td><td class="text">{_tag(finding["verdict"])}</td></tr>'
+        f'<td data-label="n">{escape(str(finding["n"]))}</td><td class="text">{_tag(finding["verdict"])}</td></tr>'
         for finding in findings
     )
     return _table(names, rows)

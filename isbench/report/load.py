@@ -2,14 +2,20 @@
 
 A record is append-only and may hold several attempts; `effective_rows` keeps the rows that count. A run is called by
 its arm, else by its sampler; where one sampler was run with several sets of options, those that differ join the name.
+
+Records and tables may come from others. What is no record of a run is left out, with a notice, and names keep only
+characters that mean nothing to a page, a spreadsheet or a typesetter.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from isbench.errors import UserError
@@ -42,6 +48,11 @@ MACHINE = (
     "gpu",
     "shared_gpu",
 )
+ROW_TYPES = {"seed": "int64", **dict.fromkeys(COLUMNS, float)}
+RUN_TYPES = {
+    **{"seed": "int64", "attempts": "int64", "seconds": float, "alone": bool},
+    **dict.fromkeys(("path", "status", "reason", "sampler", "date", "budget_unit", *SETTINGS), str),
+}
 FILES = ("evaluations.parquet", "runs.parquet", "probes.parquet")
 
 
@@ -70,22 +81,26 @@ def load_runs(folder: Path) -> Runs:
         raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
     paths = sorted(folder.rglob("record.jsonl"))
     records = {path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}
-    usable = {path: rows for path, rows in records.items() if any(row["kind"] == "start" for row in rows)}
-    if not usable:
+    summaries, notices = [], []
+    for path, rows in records.items():
+        if not any(row["kind"] == "start" for row in rows):
+            notices.append(f"{path or folder} has no start line and is left out.")
+            continue
+        try:
+            summaries.append(_summarise(path, rows))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            notices.append(f"{path or folder} is not the record of a run and is left out ({type(error).__name__}).")
+    if not summaries:
         raise UserError(f"{folder} holds no runs: no record.jsonl with a start line was found below it")
-    summaries = [_summarise(path, rows) for path, rows in usable.items()]
     _name_apart(summaries)
     runs = pd.DataFrame(summaries).sort_values(KEYS[1:], ignore_index=True)
-    evaluations = [
-        {**run[KEYS].to_dict(), **row} for _, run in runs.iterrows() for row in effective_rows(usable[run["path"]])
-    ]
+    evaluations = [_keyed(row, run) for _, run in runs.iterrows() for row in effective_rows(records[run["path"]])]
     diagnostics = sorted({key for row in evaluations for key in row if key.startswith("sampler/")})
     columns = [*COLUMNS, *diagnostics]
     frame = pd.DataFrame(evaluations, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float))
-    looks = [{**run[KEYS].to_dict(), **row} for _, run in runs.iterrows() for row in _probe_rows(usable[run["path"]])]
+    looks = [_keyed(row, run) for _, run in runs.iterrows() for row in _probe_rows(records[run["path"]])]
     probes = pd.DataFrame(looks).drop(columns=["kind", "attempt"]) if looks else Runs(frame, runs).probes
-    notices = tuple(f"{path or folder} has no start line and is left out." for path in records if path not in usable)
-    return Runs(frame, runs.drop(columns="options"), probes, notices)
+    return Runs(frame, runs.drop(columns="options"), probes, tuple(notices))
 
 
 def read_results(folder: Path) -> Runs:
@@ -96,10 +111,19 @@ def read_results(folder: Path) -> Runs:
     if not (folder / FILES[1]).is_file():
         raise UserError(f"{folder} holds no {FILES[1]}: collect its runs first, python -m isbench.report.collect")
     try:
-        kept = Runs(pd.read_parquet(folder / FILES[0]), pd.read_parquet(folder / FILES[1]))
+        rows, runs = (pd.read_parquet(folder / name) for name in FILES[:2])
+        kept = Runs(_typed(rows, ROW_TYPES), _typed(runs, RUN_TYPES, (*PROVENANCE, *MACHINE)))
         return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
-    except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+    except (OSError, TypeError, ValueError) as error:  # Arrow's own errors are ValueErrors
         raise UserError(f"{folder} cannot be read, collect its runs again: {str(error).splitlines()[0]}") from error
+
+
+def _typed(table: pd.DataFrame, types: Mapping[str, Any], others: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a table with its columns of these types and its names plain. It must have the others too."""
+    missing = [name for name in (*KEYS, *types, *others) if name not in table]
+    if missing:
+        raise ValueError(f"column {missing[0]} is missing")
+    return table.astype(types).assign(**{name: table[name].map(_plain) for name in KEYS[:-1]})
 
 
 def describe(value: Any) -> str:
@@ -121,25 +145,43 @@ def _summarise(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     status, reason = last_status(rows) or ("unfinished", "no end was recorded: still running, or killed")
     config, data, environment = start["config"], start.get("data") or {}, start.get("environment") or {}
     return {
-        "run_id": start["run_id"],
-        "dataset": config["dataset"]["name"],
-        "model": config["model"]["name"],
-        "arm": config.get("arm") or config["sampler"]["name"],
-        "seed": int(config["seed"]),
+        "run_id": _plain(start["run_id"]),
+        "dataset": _plain(config["dataset"]["name"]),
+        "model": _plain(config["model"]["name"]),
+        "arm": _plain(config.get("arm") or config["sampler"]["name"]),
+        "seed": int(np.int64(config["seed"])),
         "path": path,
         "status": status,
         "reason": reason,
-        "date": start["time"][:10],
+        "date": date.fromisoformat(start["time"][:10]).isoformat(),
         "attempts": len(starts),
         "seconds": max((row["train_seconds"] for row in effective_rows(rows)), default=0.0),
         "alone": not environment.get("shared_gpu") and all(row.get("concurrent_runs", 1) == 1 for row in rows),
         "options": {} if config.get("arm") else {key: item for key, item in config["sampler"].items() if key != "name"},
         "sampler": describe(config["sampler"]),
         **{key: describe(config[key]) if key in config else "" for key in SETTINGS},
-        "budget_unit": (config.get("budget") or {}).get("unit", ""),
-        **{key: data.get(key) for key in PROVENANCE},
-        **{key: environment.get(key) for key in MACHINE},
+        "budget_unit": str((config.get("budget") or {}).get("unit", "")),
+        **{key: _scalar(data.get(key)) for key in PROVENANCE[:2]},
+        "num_examples": data["num_examples"] if type(data.get("num_examples")) is int else None,
+        **{key: _scalar(environment.get(key)) for key in MACHINE},
     }
+
+
+def _plain(name: str) -> str:
+    """Return a name with '?' for all but letters, digits and what isbench itself puts into names."""
+    if not isinstance(name, str) or not re.match(r"\w", name):
+        raise ValueError("a name must begin with a letter or a digit")
+    return re.sub(r"[^\w .,:=()\[\]/+-]", "?", name)[:200]
+
+
+def _scalar(value: Any) -> str | int | float | bool | None:
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _keyed(row: dict[str, Any], run: pd.Series) -> dict[str, Any]:
+    """Return a row that begins with KEYS, which are those of its run whatever it holds."""
+    keys = run[KEYS].to_dict()
+    return keys | row | keys
 
 
 def _probe_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,7 +199,8 @@ def _name_apart(runs: list[dict[str, Any]]) -> None:
         keys = sorted({key for run in group for key in run["options"]})
         differing = [key for key in keys if len({json.dumps(run["options"].get(key)) for run in group}) > 1]
         for run in group:
-            run["arm"] = " ".join([run["arm"], *(f"{key}={describe(run['options'].get(key))}" for key in differing)])
+            options = (f"{key}={describe(run['options'].get(key))}" for key in differing)
+            run["arm"] = _plain(" ".join([run["arm"], *options]))
     seen: dict[tuple[Any, ...], str] = {}
     for run in runs:
         twin = seen.setdefault(tuple(run[key] for key in KEYS[1:]), run["path"])

@@ -7,7 +7,7 @@ from html import escape
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from isbench.report.assets import CSS, SCRIPT
+from isbench.report.assets import CSS, SCRIPT, document
 from isbench.report.figures import EPOCHS, ERROR, LOSS, SECONDS, Comparison, Style, comparisons, interactive, styles
 from isbench.report.load import SETTINGS, Runs
 from isbench.report.measures import headline, verdict
@@ -45,30 +45,15 @@ def render(runs: Runs, table: pd.DataFrame, title: str) -> str:
             f"<h3>Train loss and work done in the same seconds</h3>\n{_table(readable(part), WORK, part, drawn)}\n"
             f"<h3>Settings</h3>\n{_settings(mine)}"
         )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
+    main = f"""<h1>{escape(title)}</h1>
 <p class="lede">{escape(headline(table))}</p>
 {_notices(runs.notices)}
 {_reading(table)}
 {"".join(sections)}
 <h2>Runs</h2>
 {_runs(runs.runs)}
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
 """
+    return document(title, f"<style>{CSS}</style>\n<script>{get_plotlyjs()}</script>", main, SCRIPT)
 
 
 def disagreements(runs: pd.DataFrame) -> list[str]:

@@ -131,7 +131,7 @@ def loss_patterns(runs: Runs) -> Drawn:
         panel.set(xlabel="Decile of the loss (1: highest)", ylabel="Share still in it (%)", ylim=(0, 100))
         panel.set_xticks(sorted(looks["decile"].unique()))
         panel.grid(axis="x", visible=False)
-        panel.legend()
+        panel.legend(loc="upper center")
     return figure, _joined(tables, ["arm", "first_epoch"])
 
 
