@@ -14,6 +14,7 @@ THEMES = (
     "engines",
     "samplers",
     "data",
+    "residency",
     "alternatives",
     "startup",
     "memory",
