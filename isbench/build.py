@@ -1,30 +1,34 @@
 """From a configuration to the objects of a run, in reading order. The only list of what a run is made of."""
 
 import copy
+import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from isbench.config import RunConfig, check_arguments
+from isbench.config import RunConfig, check_arguments, nearest
 from isbench.data.augment import Augmentation
+from isbench.data.cache import on_disk
 from isbench.data.resident import ResidentDataset
-from isbench.data.sources import Source
+from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
-from isbench.models.norm import use_weighted_norm
+from isbench.models.norm import SharedBatchNorm2d, WeightedBatchNorm2d, turn_batch_norm_into
 from isbench.probes.base import Probe
 from isbench.samplers.base import Sampler
 from isbench.signals import CrossEntropy
 from isbench.training.budget import Budget
-from isbench.training.clock import Clock, WallClock
+from isbench.training.clock import Clock, SharedClock, WallClock
 from isbench.training.engine import Engine, memory_format
+from isbench.training.ranks import ALONE, Ranks
 from isbench.training.schedule import Schedule
 from isbench.training.step import TrainStep
 from isbench.training.streams import Streams, derive_seed
@@ -45,9 +49,12 @@ def locate(path: str) -> Callable:
     """Return the function or class that a yaml's `_target_` names."""
     module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(f"_target_={path}: no such function or class") from None
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        found = None
+    if not callable(found):
+        raise ConfigError(f"_target_={path}: no such function or class")
+    return found
 
 
 def instantiate(group: str, node: dict[str, Any], **given: Any) -> Any:
@@ -113,15 +120,24 @@ class Parts:
 
 
 @lru_cache(maxsize=1)
-def _source(target: str, data_dir: Path, values: tuple[tuple[str, Any], ...]) -> Source:
+def _source(target: str, data_dir: Path, residency: str, values: tuple[tuple[str, Any], ...]) -> Source:
     """Read a data set once for all runs of a grid in this process."""
-    return instantiate("dataset", {"_target_": target, **dict(values)}, data_dir=data_dir)
+    node, reader = {"_target_": target, **dict(values)}, locate(target)
+    if "residency" in inspect.signature(reader).parameters:  # it keeps itself on disk
+        return instantiate("dataset", node, data_dir=data_dir, residency=residency)
+    read = partial(instantiate, "dataset", node, data_dir=data_dir)
+    return on_disk(read, reader, dict(values), data_dir) if residency == "disk" else read()
 
 
 def load_source(node: dict[str, Any], data_dir: str) -> Source:
     """Read the data set of a configuration node."""
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in node.items() if key not in ("name", "_target_")}
-    return _source(node["_target_"], Path(data_dir).expanduser(), tuple(sorted(values.items())))
+    residency = values.pop("residency", "device")
+    if residency not in get_args(Residency):
+        raise ConfigError(f"dataset.residency={residency}: {nearest(str(residency), get_args(Residency))}")
+    values = check_arguments("dataset", locate(node["_target_"]), values, ("data_dir", "residency"))
+    with warnings.catch_warnings(action="ignore"):  # what a library says of a damaged file beside the line it gets
+        return _source(node["_target_"], Path(data_dir).expanduser(), residency, tuple(sorted(values.items())))
 
 
 def initial_model(node: dict[str, Any], dataset: ResidentDataset, seed: int) -> Classifier:
@@ -131,8 +147,8 @@ def initial_model(node: dict[str, Any], dataset: ResidentDataset, seed: int) -> 
         return instantiate("model", node, input_shape=dataset.input_shape, num_classes=dataset.num_classes)
 
 
-def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -> Parts:
-    """Make the objects of a run.
+def build(config: RunConfig, device: torch.device, clock: Clock | None = None, ranks: Ranks = ALONE) -> Parts:
+    """Make the objects of a run that `ranks` share.
 
     Raises:
         UserError: choices that cannot be used, or not together; before anything is written or trained.
@@ -148,25 +164,35 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
     probe: Probe = instantiate("probe", config.probe)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)
     source = load_source(config.dataset, config.data_dir)
-    dataset = ResidentDataset(source, augmentation, device, slots=config.slots)
+    residency = config.dataset.get("residency", "device")
+    dataset = ResidentDataset(source, augmentation, device, slots=config.slots, residency=residency)
+    if not (source.train_inputs.numel() and source.test_inputs.numel()):
+        raise ConfigError(f"dataset={config.dataset['name']}: with these values it holds nothing")
     if config.batch_size > dataset.num_examples:
         raise ConfigError(
             f"batch_size={config.batch_size} is larger than the training set ({dataset.num_examples} examples)"
         )
+    if config.batch_size < ranks.size:
+        raise ConfigError(f"batch_size={config.batch_size} is smaller than the number of processes ({ranks.size})")
     model = initial_model(config.model, dataset, config.seed)
     if sampler.weighted_norm:
-        use_weighted_norm(model)
+        turn_batch_norm_into(WeightedBatchNorm2d, model)
+    elif ranks.size > 1 and config.sync_norm:
+        turn_batch_norm_into(SharedBatchNorm2d, model)
     numerics = config.numerics
     model.to(device).to(memory_format=memory_format(numerics.channels_last, numerics.precision, device)).train()
     optimizer = instantiate("optimizer", config.optimizer, model=model)
+    if any(group["weight_decay"] < 0 for group in optimizer.param_groups):
+        raise ConfigError(f"optimizer.weight_decay={config.optimizer['weight_decay']}: must not be negative")
     criterion = CrossEntropy(config.label_smoothing)
-    streams = Streams(config.seed, device)
+    streams = Streams(config.seed, device, ranks.rank)
     progress = Progress(dataset.num_examples)
     budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
-    engine = Engine(model, numerics.engine, numerics.precision, device)
-    workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget)
+    share_buffers = not config.sync_norm
+    engine = Engine(model, numerics.engine, numerics.precision, device, ranks=ranks, share_buffers=share_buffers)
+    workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget, ranks)
     sampler.bind(workspace)
-    step = TrainStep(engine, criterion, optimizer, sampler.observes, config.clip_norm)
+    step = TrainStep(engine, criterion, optimizer, sampler.observes, config.clip_norm, ranks, config.sync_norm)
     parts = Parts(
         source,
         dataset,
@@ -180,7 +206,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None) -
         budget,
         streams,
         progress,
-        clock or WallClock(device),
+        clock or (WallClock(device) if ranks.size == 1 else SharedClock(device, ranks)),
         probe,
         learning_rate=optimizer.param_groups[0]["lr"],
     )

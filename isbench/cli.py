@@ -10,19 +10,20 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isbench.config import config_folder, nearest, validate
+from isbench.config import config_folder, nearest, run_folder, validate
 from isbench.errors import ConfigError, Incompatible, Interrupted, UserError
-from isbench.grid import GridFailed, register
+from isbench.grid import ELSEWHERE, GridFailed, register, slot
 
 if TYPE_CHECKING:
     from isbench.training.run import Outcome
@@ -42,7 +43,8 @@ GROUPS = (
     "launcher",
     "experiment",
 )
-MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError, ValueError, yaml.YAMLError)  # of the user
+PLAIN = (UserError, OmegaConfBaseException, OSError, RecursionError)  # the user's, wherever they come from
+MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, where they come from composing
 EXAMPLES = """\
 Examples:
   isbench sampler=upper_bound budget.unit=seconds budget.limit=20
@@ -56,6 +58,29 @@ failures: list[str] = []  # what `main` complains of at the end
 
 def main() -> None:
     """Run the command line; the exit code is 0 if every run was trained, recorded as skipped, or already there."""
+    if rank():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process speaks for all
+    try:
+        command()
+        code = None
+    except SystemExit as end:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        code = end.code
+    if "WORLD_SIZE" in os.environ:
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(bool(code))  # the threads behind a group of processes abort an interpreter that tears them down
+
+
+def command() -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        SystemExit: what went wrong, in a line for each reason.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return
@@ -66,6 +91,7 @@ def main() -> None:
     failures.clear()
     register()
     try:
+        check_flags()
         application()
     except Interrupted as stop:
         sys.exit(f"isbench: {stop}; the same command continues it")
@@ -82,20 +108,35 @@ def main() -> None:
         sys.exit("\n".join(f"isbench: {failure}" for failure in failures))
 
 
+def check_flags() -> None:
+    """Show the words to Hydra's parser, which of itself answers a mistake with all of its usage.
+
+    Raises:
+        ConfigError: a flag that there is not.
+    """
+
+    def complain(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; values are set by key=value, see --help")
+
+    parser = get_args_parser()
+    parser.error = complain  # type: ignore[method-assign]
+    if parser.parse_args().experimental_rerun:
+        raise ConfigError("--experimental-rerun: there is none, since running the same command again continues a run")
+
+
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
 def application(cfg: DictConfig) -> tuple[str, str]:
     """Train one composed configuration; return how it ended, and why. What goes wrong is kept for `main`."""
     is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
-    sweeper = HydraConfig.get().sweeper
-    if not is_grid and (sweeper.params or sweeper.get("arms")):
-        log.info("this is one run; the experiment is a grid of them with -m")
     try:
         outcome = _train(cfg, is_grid)
         status, reason = outcome.status, outcome.reason
     except Exception as error:
-        if _wants_traceback or not isinstance(error, (UserError, OmegaConfBaseException)):
+        if _wants_traceback or not isinstance(error, PLAIN):
             traceback.print_exc()
         status, reason = "failed", explain(error)
+        if rank() and not getattr(error, "is_shared", False):
+            print(f"isbench: process {rank()}: {reason}", file=sys.__stderr__)
         if is_grid:
             log.error("failed: %s", reason)
     if is_grid:
@@ -113,13 +154,19 @@ def _train(cfg: DictConfig, is_grid: bool) -> "Outcome":
     config = validate(cfg)
     if config.arm is not None and not is_grid:
         raise ConfigError(f"arm={config.arm}: arms are the lines of a grid; add -m")
-    from isbench.training.run import kept, run, share_machine, skip  # imports torch
+    sweeper = HydraConfig.get().sweeper
+    if not is_grid and (sweeper.params or sweeper.get("arms")):
+        log.info("this is one run; the experiment is a grid of them with -m")
+    launcher = HydraConfig.get().runtime.choices["launcher"]
+    if launcher != "local" and not is_grid:
+        raise ConfigError(f"launcher={launcher}: it starts the runs of a grid; add -m")
+    from isbench.training.run import InUse, Outcome, kept, run, share_machine, skip  # imports torch
 
     if is_grid and (outcome := kept(config)) is not None:
         return outcome
     jobs = HydraConfig.get().launcher.get("n_jobs", 1)
     if jobs != 1:
-        share_machine(config, jobs, HydraConfig.get().job.num)
+        share_machine(config, jobs, slot())
     try:
         return run(config)
     except Incompatible as error:
@@ -127,6 +174,17 @@ def _train(cfg: DictConfig, is_grid: bool) -> "Outcome":
             raise
         log.info("skipped: %s", error)
         return skip(config, str(error))
+    except InUse:
+        if not is_grid:
+            raise
+        return Outcome(run_folder(config), *ELSEWHERE)
+
+
+def rank() -> int:
+    """Return this process's number among those that torchrun, or srun with several tasks, started together."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return int(os.environ.get("RANK", os.environ["SLURM_PROCID"]))
+    return int(os.environ.get("RANK", 0))
 
 
 def help_text() -> str:
@@ -177,9 +235,18 @@ def summary(path: Path) -> str:
 
 def explain(error: BaseException) -> str:
     """Return one line on a configuration error, with the nearest valid choices where there are any."""
+    printable = (character if character.isprintable() else " " for character in _reason(error))
+    return " ".join("".join(printable).split())
+
+
+def _reason(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, UserError):
-        return " ".join(text.split())
+        return text
+    if isinstance(error, RecursionError):
+        return "the configuration is nested too deep, or in itself"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; write key=value, and quote a value that is not a plain word"
     choice = re.search(r"Could not find '(.+?)/(.+?)'", text) or re.search(r"Could not load '(.+?)/(.+?)'", text)
     if choice:
         group, word = choice.groups()
@@ -195,7 +262,7 @@ def explain(error: BaseException) -> str:
     if full_key and value:
         return f"{full_key[1]}: {value[0][0].lower()}{value[0][1:]}"
     reason = f": {cause}" if isinstance(cause, OmegaConfBaseException) and str(cause) not in text else ""
-    return " ".join(f"{text}{reason}".split())
+    return f"{text}{reason}"
 
 
 def known_keys() -> list[str]:

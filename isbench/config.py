@@ -106,7 +106,7 @@ class Checkpoint:
 class RunConfig:
     """One run. Every field can be set on the command line as key=value."""
 
-    dataset: Any = MISSING
+    dataset: Any = field(default_factory=lambda: {"residency": "device"})  # a key of every data set
     model: Any = MISSING
     sampler: Any = MISSING
     optimizer: Any = MISSING
@@ -122,6 +122,7 @@ class RunConfig:
     batch_size: int = 128
     label_smoothing: float = 0.0
     clip_norm: float | None = None
+    sync_norm: bool = True  # several processes: batch norm over the whole batch, not over each one's part
     slots: int | None = None
     device: str = "auto"
     data_dir: str = MISSING
@@ -225,6 +226,8 @@ def validate(cfg: DictConfig) -> RunConfig:
             run.group is None or not ({"..", "/"} & set(Path(run.group).parts) or run.group == ""),
             "must be a folder below runs_dir, or null",
         ),
+        ("data_dir", run.data_dir, run.data_dir != "", "must name a folder"),
+        ("runs_dir", run.runs_dir, run.runs_dir != "", "must name a folder"),
         ("device", run.device, run.device in devices, nearest(run.device, devices)),
     ]
     for key, value, is_right, reason in checks:
@@ -253,7 +256,7 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     for name in arguments:
         if name not in parameters:
-            raise ConfigError(f"unknown key {group}.{name}: {nearest(name, parameters)}")
+            raise ConfigError(f"unknown key {group}.{name}: {nearest(str(name), parameters)}")
     converted = {}
     for name, parameter in parameters.items():
         if name not in arguments:
@@ -274,15 +277,21 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
 def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
     plain = asdict(run)
-    keys = IDENTITY if run.probe["name"] == "none" else (*IDENTITY, "probe")
+    keys = list(IDENTITY)
+    if run.probe["name"] != "none":
+        keys.append("probe")
+    if not run.sync_norm:
+        keys.append("sync_norm")
     text = json.dumps({key: _canonical(plain[key]) for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _canonical(value: Any) -> Any:
-    """Drop what does not change a run (the names of choices, leave to download), and write 1 and 1.0 alike."""
+    """Drop what does not change a run (names, leave to download, where data waits), and write 1 and 1.0 alike."""
     if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items() if key not in ("name", "download")}
+        return {
+            str(key): _canonical(item) for key, item in value.items() if key not in ("name", "download", "residency")
+        }
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -291,6 +300,12 @@ def _canonical(value: Any) -> Any:
 def recorded(run: RunConfig) -> dict[str, Any]:
     """Return the configuration as it is recorded: without paths, which are this machine's own affair."""
     return {key: value for key, value in asdict(run).items() if key not in ("data_dir", "runs_dir")}
+
+
+def tags(run: RunConfig) -> list[str]:
+    """Return what W&B may sort runs by: the paper that the experiment is of, the sampler, and `logging.tags`."""
+    papers = [path.parent.name for path in (config_folder() / "experiment").glob(f"*/{run.group}.yaml")]
+    return list(dict.fromkeys([*papers, run.sampler["name"], *run.logging.tags]))
 
 
 def run_folder(run: RunConfig) -> Path:

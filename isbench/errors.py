@@ -1,5 +1,8 @@
 """The errors that a user can cause. Each carries one line; the command line prints it without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Something the user can put right: a value, a file, a device. The message is one line."""
@@ -23,3 +26,25 @@ class Diverged(Exception):
 
 class Interrupted(BaseException):  # not an Exception: nothing but the entry point may swallow it
     """A signal asked the run to stop. Its checkpoint is written; the same command continues it."""
+
+
+class OutOfMemory(UserError):
+    """A run that needs more memory than its device, or the machine, has."""
+
+
+# What the messages of torch's allocators, of CUDA's libraries and of C++ have in common.
+MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc", "Unable to allocate")
+
+
+@contextmanager
+def memory_named(device: str) -> Iterator[None]:
+    """Turn a lack of memory, which libraries report in many ways, into one line that says what to reduce."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ConfigError) as error:
+        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)):
+            raise
+        raise OutOfMemory(
+            f"out of memory on {device}: reduce batch_size, sampler.pool_size or the model, "
+            "or keep the data off the device with dataset.residency"
+        ) from error

@@ -4,11 +4,14 @@ An experiment names its arms in `hydra.sweeper.arms`: the lines of a table or th
 overrides. The grid is arms x the cross product of `hydra.sweeper.params` and of what the command line sweeps; the
 command line wins over arms, and arms over params. Seeds are the outer loop and arms the inner one, so that a grid
 stopped half-way compares the same seeds. `arm=a,b` on the command line narrows the grid to these arms. Runs that ended
-and are kept in results/ are not run again, though their folders are not here.
+and are kept in results/ are not run again, though their folders are not here. Where SLURM runs the jobs, see
+docs/cluster.md.
 """
 
 import fcntl
 import itertools
+import logging
+import os
 import re
 import signal
 import sys
@@ -16,8 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,24 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
-from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
+from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, scratch_dir, validate
 from isbench.errors import ConfigError, Interrupted, UserError
 from isbench.recording.collected import ENDED, collected_runs
+from isbench.recording.queue import SlurmJob, note, queued, squeue, wait_for
 from isbench.recording.record import last_status, read_rows
 
+log = logging.getLogger("isbench")
 Axes = dict[str, list[str]]  # key -> key=value, once for each value
+Ending = tuple[str, str]  # status and reason
+ELSEWHERE: Ending = ("running", "another process is at work on it")
 
 
 class GridFailed(Exception):
@@ -67,14 +77,32 @@ class Job:
         folders = [run_folder(config) for config in self._candidates()]
         return next((folder for folder in folders if (folder / "record.jsonl").exists()), folders[-1])
 
-    def status(self) -> tuple[str, str]:
-        """Return how the run stands, and why; where there is no record here, as results/ has it."""
+    @property
+    def ids(self) -> list[str]:
+        """The run's id, and those that it takes where the device is left open."""
+        return [run_id(config) for config in (self.config, *self._candidates())]
+
+    @property
+    def attempts(self) -> int:
+        """How many processes have begun to work on the run."""
+        return max((row["attempt"] for row in read_rows(self.folder / "record.jsonl")), default=0)
+
+    def status(self, queue: Mapping[str, SlurmJob]) -> Ending:
+        """Return how the run stands, and why; where there is no record here, as results/ has it.
+
+        Args:
+            queue: the jobs that SLURM has, by the id of their run.
+        """
         rows = read_rows(self.folder / "record.jsonl")
-        if not rows:
-            kept = collected_runs(self.config.group)
-            ids = [run_id(config) for config in self._candidates()]
-            return next((kept[key] for key in ids if key in kept), ("missing", ""))
-        return last_status(rows) or ("running" if is_locked(self.folder) else "interrupted", "")
+        kept = {} if rows else collected_runs(self.config.group)
+        last = last_status(rows) if rows else next((kept[key] for key in self.ids if key in kept), None)
+        if last is not None and last[0] in ENDED:
+            return last
+        for slurm_job in (queue[key] for key in self.ids if key in queue):
+            return ("running", "") if slurm_job.state == "RUNNING" else ("queued", slurm_job.reason)
+        if last is not None:
+            return last
+        return ("running" if is_locked(self.folder) else "interrupted" if rows else "missing", "")
 
     def _candidates(self) -> list[RunConfig]:
         devices = ("cuda", "cpu") if self.config.device == "auto" else (self.config.device,)
@@ -102,27 +130,140 @@ class ArmSweeper(Sweeper):
         assert self.config is not None and self.launcher is not None
         jobs = make_jobs(self.loader, self.config, self.arms, self.params, arguments)
         check_distinct(jobs)
-        closed = sum(job.status()[0] in ENDED for job in jobs)
+        runs_dir = Path(jobs[0].config.runs_dir)
+        queue = queued(runs_dir)
+        closed = sum(job.status(queue)[0] in ENDED for job in jobs)
         print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
+        run_all = self.launcher.run_all if isinstance(self.launcher, SlurmLauncher) else self.run_all
         try:
             with stop_on_sigterm():
-                returns = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
-        except BaseException as error:
-            print(summary(jobs, [job.status() for job in jobs]), file=sys.stderr)
-            if isinstance(error, BrokenExecutor):
-                raise UserError("a process of the grid was killed; the same command continues it") from error
+                endings = run_all(jobs)
+        except BaseException:
+            queue = queued(runs_dir)
+            print(summary(jobs, [job.status(queue) for job in jobs]), file=sys.stderr)
             raise
-        outcomes = [job_return.return_value for job_return in returns]
-        print(summary(jobs, outcomes), file=sys.stderr)
-        failures = [line for line in reasons(jobs, outcomes) if not line.startswith("skipped: ")]
+        print(summary(jobs, endings), file=sys.stderr)
+        failures = [line for line in reasons(jobs, endings) if not line.startswith("skipped: ")]
         if failures:
             raise GridFailed(*failures)
-        return returns
+        return endings
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Ending]:
+        """Run all jobs on this machine. A process that is killed takes those beside it along; the others still run."""
+        assert self.launcher is not None
+        endings: dict[int, Ending] = {}
+        while open_jobs := {n: job.attempts for n, job in enumerate(jobs) if n not in endings}:
+            try:
+                returns = self.launcher.launch([jobs[n].overrides for n in open_jobs], initial_job_idx=0)
+                endings |= {n: job_return.return_value for n, job_return in zip(open_jobs, returns, strict=True)}
+            except BrokenExecutor as error:
+                begun = [n for n, attempts in open_jobs.items() if jobs[n].attempts > attempts]
+                if not begun:
+                    raise UserError("a process of the grid was killed; the same command continues it") from error
+                for n in begun:
+                    status, reason = jobs[n].status({})
+                    endings[n] = status, reason or ("" if status == "finished" else "a process of the grid was killed")
+                log.warning("a process of the grid was killed: going on with the runs that it did not disturb")
+        return [endings[n] for n in range(len(jobs))]
+
+
+class SlurmLauncher(submitit_launcher.SlurmLauncher):
+    """Hydra's launcher through submitit, with three things added.
+
+    A run that has a job already gets no second one, what became of each job is told whatever became of the others, and
+    a job that must leave its node while SLURM counts it as running puts itself back into the queue.
+    """
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Ending]:
+        """Submit the runs that neither ended nor have a job, and wait for all.
+
+        Raises:
+            Interrupted: waiting was cut short. The jobs stay.
+        """
+        runs_dir = Path(jobs[0].config.runs_dir)
+        queue = queued(runs_dir)
+        standing = [job.status(queue)[0] for job in jobs]
+        jobs_of = {n: queue[key].id for n, job in enumerate(jobs) for key in job.ids if key in queue}
+        new = [n for n, status in enumerate(standing) if status not in (*ENDED, "queued", "running")]
+        for n, job_id in zip(new, self.submit([jobs[n].overrides for n in new]), strict=True):
+            note(runs_dir, job_id, run_id(jobs[n].config))
+            jobs_of[n] = job_id
+        print(f"grid: {len(new)} jobs submitted, {len(jobs_of)} to wait for", file=sys.stderr)
+        try:
+            states = wait_for(set(jobs_of.values()))
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted("no longer waiting; the jobs stay with SLURM") from None
+        return [self.ending(job, jobs_of.get(n), states) for n, job in enumerate(jobs)]
+
+    def submit(self, overrides: Sequence[Sequence[str]]) -> list[str]:
+        """Submit one array of jobs; return their ids.
+
+        Raises:
+            ConfigError: the time limit leaves no time to train.
+            UserError: there is no SLURM, or it refuses.
+        """
+        if not overrides:
+            return []
+        limit, warning = self.params["timeout_min"], self.params["signal_delay_s"]
+        if 60 * limit <= warning:
+            raise ConfigError(
+                f"hydra.launcher.timeout_min={limit}: no more than hydra.launcher.signal_delay_s={warning} seconds, "
+                "at which jobs stop before it; raise one or lower the other"
+            )
+        squeue("--me")  # complains in one line where there is no SLURM
+        import submitit  # slow
+
+        options = dict(self.params)
+        folder, retries = options.pop("submitit_folder"), options.pop("max_num_timeout")
+        flags = options["additional_parameters"]
+        options["additional_parameters"] = {key: value for key, value in flags.items() if value not in (None, False)}
+        if options["cpus_per_task"]:  # which srun no longer takes from sbatch, since 22.05
+            options["srun_args"] = [f"--cpus-per-task={options['cpus_per_task']}"]
+        common = {item.name for item in fields(BaseQueueConf)}
+        options = {key if key in common else f"slurm_{key}": value for key, value in options.items()}
+        try:
+            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=retries)
+            executor.update_parameters(**options)
+            calls = (overrides, range(len(overrides)), itertools.repeat(Singleton.get_state()))
+            return [job.job_id for job in executor.map_array(self, *calls)]
+        except (RuntimeError, AssertionError) as error:  # sbatch refused, or a value is of the wrong type
+            raise UserError(f"launcher=slurm: {' '.join(str(error).split())}") from error
+
+    def __call__(self, overrides: list[str], number: int, singletons: dict[type, Any]) -> Ending:
+        """Run one job, in its own process, with what Hydra knew in the one that submitted it."""
+        import submitit
+
+        try:
+            return super().__call__(overrides, "hydra.sweep.dir", number, str(number), singletons).return_value
+        except Interrupted as stop:
+            environment = submitit.JobEnvironment()
+            (job,) = squeue(f"--jobs={environment.job_id}")
+            if job.state == "RUNNING":  # else SLURM requeues or cancels the job by itself
+                signal.raise_signal(getattr(signal, f"SIG{environment.USR_SIG}"))  # submitit's handler requeues, exits
+            sys.exit(str(stop))
+
+    def ending(self, job: Job, job_id: str | None, states: Mapping[str, str]) -> Ending:
+        """Return how a run ended: as its job says, else as its record does, else as SLURM does."""
+        from submitit.core.utils import JobPaths, pickle_load
+
+        status, reason = job.status({})
+        if job_id is None:
+            return ELSEWHERE if status == "running" else (status, reason)
+        paths = JobPaths(self.params["submitit_folder"], job_id)
+        if paths.result_pickle.exists():
+            kind, said = pickle_load(paths.result_pickle)
+            return said if kind == "success" else ("failed", said.strip().splitlines()[-1])
+        if status in ENDED:
+            return status, reason
+        state = states.get(job_id, "unknown")
+        reason = f"SLURM job {job_id} ended as {state}; its log is {paths.stderr}"
+        return "interrupted" if state == "CANCELLED" else "failed", reason
 
 
 def register() -> None:
-    """Make the sweeper known to Hydra, which finds plugins in the package hydra_plugins alone or in this table."""
-    Plugins.instance().class_name_to_class["hydra_plugins.isbench.ArmSweeper"] = ArmSweeper
+    """Make these known to Hydra, which finds plugins in the package hydra_plugins alone or in this table."""
+    for plugin in (ArmSweeper, SlurmLauncher):
+        Plugins.instance().class_name_to_class[f"hydra_plugins.isbench.{plugin.__name__}"] = plugin
 
 
 def compose_grid(words: Sequence[str]) -> tuple[Path, list[Job]]:
@@ -131,7 +272,8 @@ def compose_grid(words: Sequence[str]) -> tuple[Path, list[Job]]:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     config = loader.load_configuration("config", list(words), RunMode.MULTIRUN)
-    jobs = make_jobs(loader, config, config.hydra.sweeper.arms, config.hydra.sweeper.params, words)
+    arguments = [word for word in words if not re.match(r"[+~]*hydra[./]", word)]  # those that a sweeper is given
+    jobs = make_jobs(loader, config, config.hydra.sweeper.arms, config.hydra.sweeper.params, arguments)
     return Path(config.runs_dir, config.group or ""), jobs
 
 
@@ -243,22 +385,40 @@ def read_arms(
     return chosen or {"": {}}
 
 
-def summary(jobs: Sequence[Job], outcomes: Sequence[tuple[str, str]]) -> str:
+def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:
     """Return a table of how many runs of each arm ended how, and why any were skipped."""
-    counts = Counter((job.arm, status) for job, (status, _) in zip(jobs, outcomes, strict=True))
+    counts = Counter((job.arm, status) for job, (status, _) in zip(jobs, endings, strict=True))
     statuses = list(dict.fromkeys(["finished", *(status for _, status in counts)]))
     rows = [[arm, *(counts[arm, status] for status in statuses)] for arm in dict.fromkeys(job.arm for job in jobs)]
     table = tabulate(rows, ["arm" if jobs[0].config.arm else "sampler", *statuses])
-    return "\n".join([table, *(line for line in reasons(jobs, outcomes) if line.startswith("skipped: "))])
+    return "\n".join([table, *(line for line in reasons(jobs, endings) if line.startswith("skipped: "))])
 
 
-def reasons(jobs: Sequence[Job], outcomes: Sequence[tuple[str, str]]) -> list[str]:
+def reasons(jobs: Sequence[Job], endings: Sequence[Ending]) -> list[str]:
     """Return a line for every reason not to finish, with the runs that it stopped."""
     stopped: dict[tuple[str, str], list[str]] = {}
-    for job, (status, reason) in zip(jobs, outcomes, strict=False):
+    for job, (status, reason) in zip(jobs, endings, strict=False):
         if reason:
             stopped.setdefault((status, reason), []).append(job.label)
     return [f"{status}: {', '.join(labels)}: {reason}" for (status, reason), labels in stopped.items()]
+
+
+@cache
+def slot() -> int:
+    """Return this process's number among the live ones of a parallel grid, from 0; it is kept until the process ends.
+
+    The number of a job does not do for sharing out GPUs: a late one may run beside another of the same remainder.
+    """
+    folder = Path(scratch_dir(), f"grid-{os.getppid()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        descriptor = os.open(folder / str(number), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+        except BlockingIOError:
+            os.close(descriptor)
+    raise AssertionError
 
 
 def is_locked(folder: Path) -> bool:

@@ -1,14 +1,15 @@
 """How far experiments have come: `python -m isbench.status [EXPERIMENT ...] [KEY=VALUE ...] [--runs-dir DIR]`.
 
 The runs are those that `python -m isbench -m experiment=...` would train, found by their configuration and judged by
-their records. What is left is estimated from the share of its budget that a run spends in a second of the wall clock,
-looking and saving included; for a run that has not begun, from the runs of its arm. Torch is not imported.
+their records and SLURM's queue. Any other grid is shown by its own words, `python -m isbench.status -m KEY=A,B ...`.
+What is left is estimated from the share of its budget that a run spends in a second of the wall clock, looking and
+saving included; for a run that has not begun, from the runs of its arm. Torch is not imported.
 """
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,10 +21,11 @@ from isbench.cli import MISTAKES, choices, explain
 from isbench.config import Budget, nearest
 from isbench.errors import ConfigError
 from isbench.grid import Job, compose_grid
+from isbench.recording.queue import SlurmJob, queued
 from isbench.recording.record import Row, effective_rows, read_rows
 
 ENDED = ("finished", "diverged", "skipped")  # nothing is left of these
-STATUSES = (*ENDED, "failed", "running", "interrupted", "missing")
+STATUSES = (*ENDED, "failed", "running", "queued", "interrupted", "missing")
 COUNTED = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
 
 
@@ -47,12 +49,18 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m isbench.status", description="How far experiments have come.")
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="all experiments unless given")
+    parser.add_argument("-m", action="store_true", help="the words are those of `python -m isbench -m ...`")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (runs)")
     arguments = parser.parse_args()
     overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}"]
     names = [word for word in arguments.words if "=" not in word]
     try:
-        print("\n\n".join(table(find(name), overrides) for name in names) if names else overview(overrides))
+        if arguments.m:
+            print(table("grid", arguments.words))
+        elif names:
+            print("\n\n".join(table(name, [f"experiment={name}", *overrides]) for name in map(find, names)))
+        else:
+            print(overview(overrides, queued(arguments.runs_dir)))
     except MISTAKES as error:
         sys.exit(f"isbench: {explain(error)}")
 
@@ -65,10 +73,11 @@ def find(name: str) -> str:
     return known[name]
 
 
-def table(experiment: str, overrides: Sequence[str]) -> str:
-    """Return a line for each run of an experiment, and one for all."""
-    _, jobs = compose_grid([f"experiment={experiment}", *overrides])
-    runs = [stand(job) for job in jobs]
+def table(title: str, words: Sequence[str]) -> str:
+    """Return a line for each run of `python -m isbench -m WORDS`, and one for all."""
+    _, jobs = compose_grid(words)
+    queue = queued(Path(jobs[0].config.runs_dir))
+    runs = [stand(job, queue) for job in jobs]
     rows = [
         [
             run.job.label,
@@ -79,40 +88,40 @@ def table(experiment: str, overrides: Sequence[str]) -> str:
         ]
         for run in runs
     ]
-    lines = tabulate(rows, [experiment, "status", "spent", "seconds", "left"], disable_numparse=True)
+    lines = tabulate(rows, [title, "status", "spent", "seconds", "left"], disable_numparse=True)
     counts = Counter(run.status for run in runs)
     ended = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     seconds = sum(run.seconds for run in runs)
     return f"{lines}\nruns: {ended}; {duration(seconds)} trained, {duration(all_left(runs))} left"
 
 
-def overview(overrides: Sequence[str]) -> str:
+def overview(overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> str:
     """Return a line for each experiment, those at the end that cannot be composed."""
     rows, mistakes = [], []
     for experiment in choices("experiment"):
         try:
-            rows.append(summary(experiment, overrides))
+            rows.append(summary(experiment, overrides, queue))
         except MISTAKES as error:
             mistakes.append(f"{experiment}: {explain(error)}")
     return "\n".join([tabulate(rows, ["experiment", "runs", *STATUSES, "left"]), *mistakes])
 
 
-def summary(experiment: str, overrides: Sequence[str]) -> list[str | int]:
+def summary(experiment: str, overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> list[str | int]:
     """Return the overview's cells for one experiment."""
     folder, jobs = compose_grid([f"experiment={experiment}", *overrides])
-    if folder.is_dir():
-        runs = [stand(job) for job in jobs]
+    if folder.is_dir() or queue:
+        runs = [stand(job, queue) for job in jobs]
         counts, remaining = Counter(run.status for run in runs), duration(all_left(runs))
     else:  # composing each job for nothing would make one wait
         counts, remaining = Counter(missing=len(jobs)), ""
     return [experiment, len(jobs), *(counts[status] or "" for status in STATUSES), remaining]
 
 
-def stand(job: Job) -> Standing:
-    """Read how one run stands from its record."""
+def stand(job: Job, queue: Mapping[str, SlurmJob]) -> Standing:
+    """Read how one run stands from its record and SLURM's queue."""
     path = job.folder / "record.jsonl"
     rows = read_rows(path)
-    status, reason = job.status()
+    status, reason = job.status(queue)
     evaluations = effective_rows(rows)
     if not evaluations:
         return Standing(job, status, reason, 0.0, 0.0, None)

@@ -4,7 +4,7 @@ Symbols in shape comments, here and everywhere: N training examples, b batch, B 
 parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,15 +42,9 @@ class Batch:
         """Return the examples at `positions` (k,), repeats allowed."""
         return Batch(self.indices[positions], self.inputs[positions], self.targets[positions], self.views[positions])
 
-    @staticmethod
-    def cat(batches: Sequence["Batch"]) -> "Batch":
-        """Join batches in order."""
-        return Batch(
-            torch.cat([batch.indices for batch in batches]),
-            torch.cat([batch.inputs for batch in batches]),
-            torch.cat([batch.targets for batch in batches]),
-            torch.cat([batch.views for batch in batches]),
-        )
+    def join(self, other: "Batch") -> "Batch":
+        """Return these examples and then those of another batch."""
+        return Batch(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)

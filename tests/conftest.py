@@ -15,7 +15,7 @@ from torch import Tensor
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
 from isbench.training.budget import Boundaries
-from isbench.training.clock import TickClock
+from isbench.training.clock import Clock
 from isbench.training.loop import train
 
 torch.set_num_threads(1)
@@ -34,6 +34,19 @@ TINY = (
     "logging=off",
 )
 TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
+
+
+class TickClock(Clock):
+    """A clock for tests: every reading while it runs is `tick` seconds later than the one before."""
+
+    def __init__(self, tick: float = 1.0):
+        super().__init__()
+        self.tick = tick
+        self.readings = 0
+
+    def now(self) -> float:
+        self.readings += 1
+        return self.readings * self.tick
 
 
 def tiny_overrides(sampler: str) -> list[str]:

@@ -30,7 +30,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage: str,
     data[len(data) // 2] ^= 1
     path.write_bytes({"truncate": bytes(data[:100]), "flip": bytes(data), "empty": b""}[damage])
     assert checkpoint.load(tmp_path) == {"update": 1}
-    assert "damaged" in caplog.text
+    assert "damaged (wrong checksum): going back to checkpoint.previous.pt" in caplog.text
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"")
+    assert checkpoint.load(tmp_path) is None
+    assert "checkpoint.pt and checkpoint.previous.pt damaged (wrong checksum): the run starts again" in caplog.text
 
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path) -> None:
@@ -39,6 +42,8 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path) -> None:
     assert checkpoint.load(tmp_path) == {"update": 1}
     os.replace(tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt")  # killed between the two renames
     assert checkpoint.load(tmp_path) == {"update": 1}
+    checkpoint.remove(tmp_path)
+    assert not list(tmp_path.iterdir()), "nor does it outlive the run"
 
 
 def test_a_folder_that_is_gone_is_one_line(tmp_path) -> None:
@@ -52,7 +57,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     checkpoint.save(tmp_path, {"evil": Payload()})
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(UserError, match="is not a checkpoint of isbench and was not loaded"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "ran").exists()
 

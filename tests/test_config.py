@@ -16,8 +16,7 @@ from isbench.config import config_folder, default_data_dir, recorded, run_folder
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
-from isbench.training.clock import TickClock
-from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides, train_parts
+from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_parts
 
 CHOICES = {
     group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
@@ -43,7 +42,7 @@ SHAPES = {"mnist": [1, 28, 28], "cifar": [3, 32, 32], "mit67": [3, 224, 224], "p
 
 def test_the_promised_choices_exist() -> None:
     assert set(CHOICES["dataset"]) == set(
-        "mnist5k mnist fashion_mnist rot_mnist pixel_mnist svhn cifar10 cifar100 mit67 synthetic".split()
+        "mnist5k mnist fashion_mnist rot_mnist pixel_mnist svhn cifar10 cifar100 mit67 image_folder synthetic".split()
     )
     assert set(CHOICES["model"]) == set(
         "lenet convnet cnn7 wrn_28_2 resnet18 preact_resnet18 resnet50 lstm mlp efficientnet_lite0".split()

@@ -62,7 +62,7 @@ class Tape(TorchDispatchMode):
 
 @pytest.fixture
 def taped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(build, "Engine", lambda model, kind, *rest: Engine(model, kind, *rest, make_graph=Tape))
+    monkeypatch.setattr(build, "Engine", partial(Engine, make_graph=Tape))
     monkeypatch.setattr(Tape, "made", 0)
     yield
 

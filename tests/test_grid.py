@@ -1,5 +1,9 @@
-"""Grids: which runs an experiment has, in which order, and what becomes of them whatever happens on the way."""
+"""Grids: which runs an experiment has, in which order, and what becomes of them whatever happens on the way.
 
+With SLURM they are tried in tests/cluster.
+"""
+
+import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +25,7 @@ from isbench.errors import ConfigError, UserError
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
+from isbench.training.run import stop_signals
 from tests.conftest import TINY
 from tests.test_cli import call
 from tests.test_run import MACHINE
@@ -218,6 +223,77 @@ def test_every_end_is_accounted_for(own: str, monkeypatch, tmp_path: Path, capsy
     assert len(records(tmp_path)) == 6, "all but those that failed before they began"
 
 
+def test_a_run_that_another_process_trains_is_not_failed(monkeypatch, tmp_path: Path, capsys) -> None:
+    command = ["-m", *TINY, "device=cpu", f"runs_dir={tmp_path}", "seed=0,1"]
+    _, jobs = grid.compose_grid(command[1:])
+    jobs[0].folder.mkdir(parents=True)
+    with open(jobs[0].folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = call(monkeypatch, *command)
+    assert said == "isbench: running: seed=0: another process is at work on it"
+    *_, names, _, counts = capsys.readouterr().err.splitlines()
+    assert dict(zip(names.split(), counts.split(), strict=True)) == {
+        "sampler": "uniform",
+        "finished": "1",
+        "running": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["-m", "seed=0,1"], "no SLURM here: squeue is not installed; launcher=local runs in turn"),
+        (
+            ["-m", "hydra.launcher.timeout_min=2"],
+            "hydra.launcher.timeout_min=2: no more than hydra.launcher.signal_del",
+        ),
+        (["seed=0"], "launcher=slurm: it starts the runs of a grid; add -m"),
+        (["-m", "hydra.launcher.partion=x"], "unknown key hydra.launcher.partion"),
+    ],
+)
+def test_mistakes_with_slurm_are_one_line(words: list[str], complaint: str, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = call(monkeypatch, *words, *TINY, "launcher=slurm", f"runs_dir={tmp_path}/runs")
+    assert said is not None and said.startswith(f"isbench: {complaint}") and "\n" not in said
+
+
+def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> None:
+    taken = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: taken.append(number))
+    boundaries = SimpleNamespace(stop_requested=False)
+    try:
+        with stop_signals(boundaries):
+            signal.raise_signal(signal.SIGUSR2)
+            assert boundaries.stop_requested and not taken
+        signal.raise_signal(signal.SIGUSR2)
+        assert taken == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_processes_side_by_side_have_different_numbers() -> None:
+    code = "from isbench.grid import slot; print(slot(), slot(), flush=True); input()"
+
+    def begin(count: int) -> dict[str, subprocess.Popen]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        begun = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(count)]
+        return {process.stdout.readline(): process for process in begun}
+
+    processes = begin(3)
+    try:
+        assert len(processes) == 3 and all(len(set(said.split())) == 1 for said in processes)
+        lowest = min(processes)
+        ended = processes.pop(lowest)
+        ended.kill()
+        ended.communicate()
+        late = begin(1)
+        assert set(late) == {lowest}, "the number of one that ended is free again"
+        processes |= late
+    finally:
+        for process in processes.values():
+            process.communicate("\n")
+
+
 def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:
     def launch(job_overrides, initial_job_idx):
         raise BrokenProcessPool("a worker died")
@@ -272,6 +348,32 @@ def test_an_interrupted_grid_continues(number: signal.Signals, own: str, undistu
     found = records(tmp_path)
     assert all(last_status(rows)[0] == "finished" for rows in found.values())
     assert {key: comparable(rows) for key, rows in found.items()} == undisturbed
+
+
+def holder(lock: Path) -> int:
+    """Return the process that holds a lock."""
+    inode = lock.stat().st_ino
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines() if " FLOCK " in line]
+    return next(int(words[-4]) for words in locks if words[-3].endswith(f":{inode}"))
+
+
+def test_a_killed_process_takes_no_more_than_those_beside_it(own: str, undisturbed: dict, tmp_path: Path) -> None:
+    arms = "arm=uniform,small_pool"
+    process = run_grid(own, tmp_path / "runs", arms, "launcher=joblib")
+    wait_for_rows(tmp_path, 3)
+    os.kill(holder(next(tmp_path.rglob("lock"))), signal.SIGKILL)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1 and "Traceback" not in said, said
+    last = said.splitlines()[-1]
+    assert last.startswith("isbench: interrupted: ") and last.endswith(": a process of the grid was killed")
+    left = last.count("seed=")
+    statuses = [last_status(rows) for rows in records(tmp_path).values()]
+    assert 1 <= left <= 2 and statuses.count(None) == left and statuses.count(("finished", "")) == 4 - left
+    again = run_grid(own, tmp_path / "runs", arms)
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0 and f"grid: {4 - left} of 4 runs are finished" in said, said
+    found = records(tmp_path)
+    assert len(found) == 4 and all(comparable(rows) == undisturbed[key] for key, rows in found.items())
 
 
 def test_runs_kept_in_results_are_not_run_again(own: str, undisturbed: dict, tmp_path: Path, monkeypatch) -> None:

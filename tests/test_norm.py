@@ -13,7 +13,7 @@ from isbench.models.norm import (
     StatisticsWeights,
     WeightedBatchNorm2d,
     make_norm,
-    use_weighted_norm,
+    turn_batch_norm_into,
 )
 
 CHANNELS = 3
@@ -154,12 +154,12 @@ def test_compiles_into_one_graph() -> None:
     assert_same_buffers(weighted, compiled_layer)
 
 
-def test_use_weighted_norm_keeps_tensors_and_spares_frozen_layers() -> None:
+def test_turning_batch_norm_keeps_tensors_and_spares_frozen_layers() -> None:
     model = nn.Sequential(nn.Conv2d(CHANNELS, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     model.append(FrozenBatchNorm2d(4))
     reference = copy.deepcopy(model)
     tensors = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    use_weighted_norm(model)
+    turn_batch_norm_into(WeightedBatchNorm2d, model)
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == tensors
     assert [type(layer) for layer in model.modules()].count(WeightedBatchNorm2d) == 2
     assert type(model[3]) is FrozenBatchNorm2d

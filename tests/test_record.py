@@ -24,7 +24,7 @@ from pathlib import Path
 from isbench.recording.record import Record
 record = Record(Path(sys.argv[1]))
 for updates in range(10**9):
-    record.append("evaluation", updates=updates, filler="x" * 50_000)
+    record.append("probe", updates=updates, epoch=0.0, filler="x" * 50_000)
     print(updates, flush=True)
 """
 
@@ -89,6 +89,45 @@ def test_a_whole_row_without_its_newline_counts(tmp_path: Path) -> None:
     record.path.write_bytes(record.path.read_bytes().rstrip())
     second = record.append("evaluation", updates=2)
     assert read_rows(record.path) == [first, second]
+
+
+def test_a_file_that_was_deleted_is_not_begun_again(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run" / "record.jsonl")
+    record.append("start", resumed_at=0)
+    record.path.unlink()
+    record.path.write_text("of another process\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="record.jsonl was deleted during the run"):
+            record.append("evaluation", updates=1)
+    assert record.path.read_text() == "of another process\n"
+
+
+def test_rows_without_what_their_kind_needs_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    good = [
+        {"kind": "start", "attempt": 1, "resumed_at": 0},
+        evaluation(3, test_error=0.5),
+        {"kind": "probe", "attempt": 1, "updates": 3, "epoch": 0.5, "signal": "loss"},
+        {"kind": "end", "attempt": 1, "status": "finished", "reason": ""},
+    ]
+    changes = [
+        {"attempt": "1"},
+        {"attempt": True},
+        {"attempt": 10**30},
+        {"resumed_at": "0"},
+        {"updates": "3"},
+        {"updates": 3.5},
+        {"updates": None},
+        {"updates": 10**400},
+        {"test_error": "low"},
+        {"test_error": [0.5]},
+        {"epoch": {}},
+        {"status": 3},
+        {"reason": None},
+    ]
+    bad = [{**row, **change} for change in changes for row in good if set(change) <= set(row)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*bad, *good, *bad]))
+    assert read_rows(path) == good
 
 
 def test_attempts_are_numbered_by_what_the_file_holds(tmp_path: Path) -> None:

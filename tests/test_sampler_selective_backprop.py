@@ -1,5 +1,6 @@
 """Selective backprop: chances, the queue, and what must never hang."""
 
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_batches_are_full_and_hold_only_selected_views() -> None:
     parts: Any = build_parts(*SELECTIVE, "augmentation=crop", "sampler.priming_passes=0", "sampler.beta=1")
     scored = score_with(parts, lambda batch: (batch.targets % 2) * (1 + batch.inputs.mean((1, 2, 3)).exp()))
     draws = [parts.sampler.draw(parts.progress) for _ in range(20)]
-    candidates = Batch.cat([batch for batch, _ in scored])
+    candidates = reduce(Batch.join, (batch for batch, _ in scored))
     for draw in draws:
         assert len(draw.batch) == 16 and (draw.weights == 1).all() and (draw.batch.targets % 2 == 1).all()
         for index, inputs in zip(draw.batch.indices, draw.batch.inputs, strict=True):

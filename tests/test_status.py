@@ -4,15 +4,18 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from isbench import status
-from isbench.config import Budget, run_folder
+from isbench.config import Budget, run_folder, run_id
 from isbench.grid import Job, compose_grid
+from isbench.recording.queue import SlurmJob
 from isbench.recording.record import Record
 from isbench.training.budget import Budget as TrainingBudget
 from isbench.types import Progress
@@ -38,9 +41,9 @@ def write(job: Job, *fractions: float, wall: float, ended: str = "", resumed_at:
     os.utime(path, (BEGUN + wall, BEGUN + wall))
 
 
-def stands(words: list[str]) -> dict[str, tuple[str, float, float | None]]:
+def stands(words: list[str], queue: Mapping[str, SlurmJob] = MappingProxyType({})) -> dict[str, tuple]:
     """Return status, fraction and seconds left of each run by its label."""
-    runs = [status.stand(job) for job in compose_grid(words)[1]]
+    runs = [status.stand(job, queue) for job in compose_grid(words)[1]]
     return {run.job.label: (run.status, run.fraction, status.left(run, runs)) for run in runs}
 
 
@@ -71,6 +74,21 @@ def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch,
     assert found["large_pool seed=1"] == ("failed", 0.0, pytest.approx(everywhere))
     assert found["large_pool seed=2"] == ("missing", 0.0, pytest.approx(everywhere))
     assert stands(words)["uniform seed=1"][0] == "interrupted", "nobody holds it any more"
+
+    queue = {
+        run_id(replace(jobs[label].config, device="cuda")): SlurmJob("7_0", state, "Priority")
+        for label, state in {
+            "uniform seed=0": "COMPLETING",
+            "uniform seed=1": "PENDING",
+            "uniform seed=2": "PENDING",
+            "large_pool seed=1": "RUNNING",
+        }.items()
+    }
+    found = stands(words, queue)
+    assert found["uniform seed=0"][0] == "finished", "whatever SLURM still has to do with its job"
+    assert found["uniform seed=1"] == ("queued", 0.25, pytest.approx(90))
+    assert found["uniform seed=2"][0] == "queued" and found["large_pool seed=1"][0] == "running"
+    assert found["small_pool seed=0"][0] == "interrupted"
 
     monkeypatch.setattr(sys, "argv", ["status", "tiny", *words[1:-1], "--runs-dir", f"{tmp_path}/runs"])
     status.main()
@@ -134,6 +152,11 @@ def test_real_runs_are_found(tmp_path: Path, monkeypatch, capsys) -> None:
         state, share, seconds, left = states["seed=1", f"sampler={sampler}"]
         assert (state, share, seconds) == ("missing", "0%", "0.0") and left != "?"
     assert rows[-1][:5] == ["runs:", "3", "finished,", "3", "missing;"]
+    ending = rows[-1]
+    monkeypatch.setattr(sys, "argv", ["status", *grid, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3"])
+    status.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[-1] == ending, "the words of the grid are understood too"
 
 
 def test_a_device_left_open_is_where_the_record_is(tmp_path: Path) -> None:

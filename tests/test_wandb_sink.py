@@ -1,5 +1,6 @@
 """The mirror in W&B: the same rows, and never in the way of training. All servers here are on loopback."""
 
+import itertools
 import json
 import math
 import os
@@ -9,15 +10,18 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from isbench.config import config_folder, tags
 from isbench.errors import ConfigError
 from isbench.recording.record import effective_rows, read_rows
-from isbench.recording.wandb_sink import NullSink, make_sink
-from tests.conftest import TINY
+from isbench.recording.wandb_sink import NullSink, WandbSink, make_sink
+from tests.conftest import TINY, compose_config
 
 CONFIG = {"seed": 3, "sampler": {"name": "loss", "tau": None}}
 TINY_OFFLINE = (*(override for override in TINY if not override.startswith("logging")), "logging=offline")
@@ -34,7 +38,7 @@ handler.emit = lambda record: lines.append(record.getMessage())
 logging.getLogger("isbench").addHandler(handler)
 mode, folder, wait, rows = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
 moments = [time.monotonic()]
-sink = make_sink(mode, "project", None, None, [], "abcd1234", "name", {}, folder, wait)
+sink = make_sink(mode, wait, {"project": "project", "id": "abcd1234", "dir": str(folder)})
 moments.append(time.monotonic())
 for row in rows:
     sink.log(row)
@@ -45,6 +49,16 @@ if mode == "offline":
 sink.finish("finished", "")
 moments.append(time.monotonic())
 print(json.dumps([[after - before for before, after in zip(moments, moments[1:])], lines]))
+"""
+SWEEP = Path(__file__).resolve().parent.parent / "scripts" / "sweep.yaml"
+# W&B's agent with a sweep file and the values that a server would choose, as JSON; it expands and starts the command.
+AGENT = """
+import json, sys, yaml
+from wandb.wandb_agent import Agent
+agent = Agent(None, None)
+agent._sweep_command = yaml.safe_load(open(sys.argv[1]))["command"]
+agent._command_run({"run_id": "chosen01", "program": "", "args": json.loads(sys.argv[2])})
+sys.exit(agent._run_processes["chosen01"].wait())
 """
 
 
@@ -79,12 +93,20 @@ def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
 
 
 def open_sink(folder: Path, mode: str = "offline", seconds: float = 20.0) -> Any:
-    return make_sink(mode, "project", None, "group", ["tag"], "abcd1234", "name", CONFIG, folder, seconds)
+    opening = {"project": "project", "group": "group", "tags": ["tag"], "id": "abcd1234", "name": "name"}
+    return make_sink(mode, seconds, {**opening, "config": CONFIG, "dir": str(folder)})
 
 
 def use_sink(mode: str, folder: Path, expected: list[dict[str, Any]]) -> subprocess.Popen:
     command = [sys.executable, "-c", USE, mode, str(folder), str(WAIT), json.dumps(expected)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def processes_of(sink: WandbSink) -> list[int]:
+    """Return the process that mirrors, and the service that W&B starts in it."""
+    mirror = sink._process.pid
+    children = [Path(task, "children").read_text().split() for task in Path(f"/proc/{mirror}/task").iterdir()]
+    return [mirror, *map(int, itertools.chain.from_iterable(children))]
 
 
 def read_back(folder: Path) -> list[list[dict[str, Any]]]:
@@ -125,11 +147,14 @@ def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> Non
     for attempt, (status, _) in zip(attempts, endings, strict=True):
         sink = open_sink(tmp_path)
         assert os.getpgid(sink._process.pid) != os.getpgid(0), "Ctrl-C is for the training process alone"
+        processes = processes_of(sink)
+        assert len(processes) == 2
         for row in attempt:
             sink.log(row)
-            # A scheduler may signal every process of a job.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-                os.kill(sink._process.pid, number)
+            # A scheduler may signal every process of a job, W&B's own ones too. SIGTERM ends those.
+            for number in (signal.SIGUSR1, signal.SIGUSR2, *([signal.SIGTERM] if row is attempt[-1] else [])):
+                for process in processes:
+                    os.kill(process, number)
         sink.finish(status, "why")
     files = read_back(tmp_path)
     assert [history(records) for records in files] == [mirrored(attempt) for attempt in attempts]
@@ -181,7 +206,8 @@ def test_the_mirror_of_a_killed_run_is_completed(tmp_path: Path) -> None:
 
 
 def test_a_real_run_is_mirrored_and_imports_no_wandb(tmp_path: Path) -> None:
-    runs = [[*TINY, f"runs_dir={tmp_path}/{mode}", f"logging={mode}"] for mode in ("off", "offline")]
+    tiny = [*TINY, "group=is_cifar10"]
+    runs = [[*tiny, f"runs_dir={tmp_path}/{mode}", f"logging={mode}"] for mode in ("off", "offline")]
     code = (
         "import sys\nfrom isbench.cli import main\n"
         f"for overrides in {runs!r}:\n    sys.argv[1:] = overrides\n    main()\n"
@@ -194,6 +220,38 @@ def test_a_real_run_is_mirrored_and_imports_no_wandb(tmp_path: Path) -> None:
     (records,) = read_back(offline)
     assert len(expected) > 2 and history(records) == mirrored(expected)
     assert ending(records) == ("finished", 0)
+    (opening,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (opening["run_group"], opening["tags"]) == ("is_cifar10", ["is", "uniform"]), "the paper and the method"
+
+
+def test_tags_are_the_paper_the_sampler_and_those_asked_for() -> None:
+    config = compose_config(*TINY, "sampler=loss", "logging.tags=[mine]")
+    assert tags(config) == ["loss", "mine"], "no experiment, no paper"
+    assert tags(replace(config, group="demo")) == ["loss", "mine"]
+    paths = list((config_folder() / "experiment").glob("*/*.yaml"))
+    assert {path.parent.name for path in paths} >= {"sgds", "is", "impon", "rais"}
+    for path in paths:
+        assert tags(replace(config, group=path.stem)) == [path.parent.name, "loss", "mine"]
+
+
+def test_the_sweep_file_trains_what_the_agent_asks_for(tmp_path: Path, monkeypatch) -> None:
+    sweep = yaml.safe_load(SWEEP.read_text())
+    assert sweep["method"] == "grid" and sweep["metric"]["name"] == "test_error"
+    chosen = {key: parameter["values"][-1] for key, parameter in sweep["parameters"].items()}
+    small = {"budget.limit": 0.1, "evaluation.points": 2, "numerics.threads": 1, "runs_dir": str(tmp_path)}
+    arguments = {key: {"value": value} for key, value in {**chosen, **small}.items()}
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep001")
+    command = [sys.executable, "-c", AGENT, str(SWEEP), json.dumps(arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = tmp_path.rglob("record.jsonl")
+    config = read_rows(path)[0]["config"]
+    assert (config["seed"], config["optimizer"]["lr"], config["sampler"]["name"]) == tuple(chosen.values())
+    (records,) = read_back(path.parent)
+    assert history(records) == mirrored(effective_rows(read_rows(path))) and ending(records) == ("finished", 0)
+    (opening,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (opening["run_id"], opening["sweep_id"], opening["run_group"]) == ("chosen01", "sweep001", "sweep")
 
 
 def test_modes_without_a_mirror(tmp_path: Path) -> None:
@@ -236,10 +294,19 @@ def test_a_mirror_that_hangs_is_left_behind(tmp_path: Path, caplog) -> None:
     assert sink._process.poll() is not None
 
 
-def test_a_mirror_that_dies_is_no_error(tmp_path: Path, caplog) -> None:
+def test_a_mirror_that_dies_is_begun_again(tmp_path: Path, caplog) -> None:
+    expected = rows(0, 10)
     sink = open_sink(tmp_path)
+    sink.log(expected[0])
     sink._process.kill()
     sink._process.wait()
+    sink.log(expected[1])
+    sink.finish("finished", "")
+    assert mirrored(expected) in [history(records) for records in read_back(tmp_path)] and not caplog.messages
+
+
+def test_a_mirror_that_fails_is_no_error(tmp_path: Path, caplog) -> None:
+    sink = WandbSink("sometimes", 20, {"project": "project", "id": "abcd1234", "dir": str(tmp_path)})
     for row in rows(0, 10):
         sink.log(row)
     sink.finish("finished", "")

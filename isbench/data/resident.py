@@ -1,4 +1,7 @@
-"""The training and test set as tensors on the device, gathered, augmented and normalised there in batches.
+"""The training and test set, gathered in batches that are augmented and normalised on the device.
+
+The inputs lie there too, or in the memory of the host, or on a disk from which they are mapped. From these two the host
+gathers a batch into pinned memory, and it is copied from there. The bits of a batch are the same.
 
 With `slots`, an example is a pair of an image and one fixed view of it: the pre-augmented training set of Katharopoulos
 and Fleuret 2018 (1.5 million images), where a method can remember a score per augmented image. Only the small tables of
@@ -11,14 +14,18 @@ import torch
 from torch import Tensor
 
 from isbench.data.augment import Augmentation
-from isbench.data.sources import Source
+from isbench.data.cache import read_ahead
+from isbench.data.source import Residency, Source
+from isbench.errors import ConfigError
 from isbench.types import Batch
 
 
 class ResidentDataset:
-    """A source on the device. N counts slots where there are any, else training images.
+    """A source for a device. N counts slots where there are any, else training images.
 
     `stored_views` is (N, V), one per slot, or None without slots.
+
+    Raises: ConfigError where `residency` is "device" and the inputs do not fit there.
     """
 
     def __init__(
@@ -28,6 +35,7 @@ class ResidentDataset:
         device: torch.device | str,
         slots: int | None = None,
         slot_seed: int = 0,
+        residency: Residency = "device",
     ) -> None:
         self.augmentation = augmentation
         self.device = torch.device(device)
@@ -52,9 +60,18 @@ class ResidentDataset:
 
         self.targets = targets.to(device)
         self.num_examples = len(self.targets)
+        self._residency = residency
         # As bytes, and normalised batch by batch: a fourth of the memory, and no slower, since a batch's rows are cold.
-        self._images = source.train_inputs.to(self.device)
-        self._test_inputs = source.test_inputs.to(self.device)
+        self._images, self._test_inputs = source.train_inputs, source.test_inputs
+        if residency == "device":
+            try:
+                self._images, self._test_inputs = self._images.to(self.device), self._test_inputs.to(self.device)
+            except torch.OutOfMemoryError:
+                num_bytes = source.train_inputs.nbytes + source.test_inputs.nbytes
+                raise ConfigError(
+                    f"dataset.residency=device: {num_bytes / 1e9:,.1f} GB of {source.name} are more than the GPU has "
+                    "room for; use dataset.residency=host or disk"
+                ) from None
         self.test_targets = source.test_targets.to(device)
 
     def draw_views(self, k: int, generator: torch.Generator) -> Tensor:
@@ -90,15 +107,28 @@ class ResidentDataset:
     @property
     def test_inputs(self) -> Tensor:
         """All test inputs, normalised. Prefer `test_chunk` where the set may be large."""
-        return self._normalize(self._test_inputs)
+        return self.test_chunk(0, self.num_test)[0]
 
     def test_chunk(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return test inputs, normalised, and targets from `start` to `stop`."""
-        return self._normalize(self._test_inputs[start:stop]), self.test_targets[start:stop]
+        inputs = self._test_inputs[start:stop]
+        if inputs.device.type != self.device.type:
+            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+        return self._normalize(inputs), self.test_targets[start:stop]
 
     def _gather(self, indices: Tensor) -> Tensor:
         images = indices if self._base is None else self._base[indices]
-        return self._images.index_select(0, images)
+        if self._residency == "device":
+            return self._images.index_select(0, images)
+        images = images.cpu()
+        if self._residency == "disk":
+            read_ahead(self._images, images)
+        if self.device.type == "cpu":
+            return self._images.index_select(0, images)
+        # The allocator of pinned memory gives a block to nobody else before copies from it have ended.
+        rows = torch.empty(len(images), *self.input_shape, dtype=self._images.dtype, pin_memory=True)
+        torch.index_select(self._images, 0, images, out=rows)
+        return rows.to(self.device, non_blocking=True)
 
     def _normalize(self, inputs: Tensor) -> Tensor:
         """Return (inputs / 255 - mean) / std in float32; a float argument is overwritten."""

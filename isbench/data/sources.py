@@ -1,4 +1,4 @@
-"""The data sets, each read or made by one function, as uint8 tensors in memory.
+"""The data sets, each read or made by one function, as uint8 tensors.
 
 Every function takes the folder of all data first, laid out as torchvision lays it out, then its own options from
 conf/dataset. With `download`, torchvision fetches what is missing. Nothing depends on a run's seed. Means and standard
@@ -6,11 +6,10 @@ deviations are the customary ones of the training set, in units of inputs / 255.
 a file is missing or damaged.
 """
 
-import hashlib
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import as_file, files
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isbench.data import rotated
+from isbench.data import cache, image_tree, rotated
 from isbench.data.files import (
     CIFAR10_FILES,
     CIFAR100_FILES,
@@ -32,30 +31,10 @@ from isbench.data.files import (
     read_idx,
 )
 from isbench.data.folders import read_images, read_list
-from isbench.errors import DataError
+from isbench.data.source import Residency, Source
+from isbench.errors import ConfigError, DataError
 
-
-@dataclass(frozen=True)
-class Source:
-    """A data set on the CPU. Inputs are uint8, images (N, C, H, W) or sequences (N, T, F); targets are (N,) int64."""
-
-    name: str
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-    num_classes: int
-    mean: tuple[float, ...]  # per channel, or per feature of a sequence
-    std: tuple[float, ...]
-    provenance: str  # one line: which files, or how it was made
-
-    def checksum(self) -> str:
-        """Return 16 hex digits that tell two data sets apart, normalisation included."""
-        digest = hashlib.blake2b(repr((self.mean, self.std)).encode(), digest_size=8)
-        for tensor in (self.train_inputs, self.train_targets, self.test_inputs, self.test_targets):
-            digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def mnist5k(data_dir: Path) -> Source:
@@ -106,7 +85,8 @@ def rot_mnist(
         images = torch.cat([base.train_inputs, base.test_inputs])
         splits = rotated.generate(images, torch.cat([base.train_targets, base.test_targets]))
         provenance = "rotated MNIST, generated from MNIST, not the published sample"
-    return Source("rot_mnist", *splits, 10, (0.1295,), (0.2963,), provenance)
+    read_from = tuple(data_dir / folder / name for folder in rotated.FOLDERS for name in rotated.NUM_ROWS)
+    return Source("rot_mnist", *splits, 10, (0.1295,), (0.2963,), provenance, read_from)
 
 
 def pixel_mnist(data_dir: Path, download: bool = False) -> Source:
@@ -168,16 +148,52 @@ def mit67(data_dir: Path, side: int = 224) -> Source:
     """
     folder = data_dir / "mit67"
     remedy = "unpack the folder Images of indoorCVPR_09.tar there, beside TrainImages.txt and TestImages.txt"
-    train, test = (read_list(folder / name, remedy) for name in ("TrainImages.txt", "TestImages.txt"))
+    lists = folder / "TrainImages.txt", folder / "TestImages.txt"
+    train, test = (read_list(path, remedy) for path in lists)
     classes = sorted({name.split("/")[0] for name in train + test})
 
     def read(names: list[str]) -> tuple[Tensor, Tensor]:
         targets = torch.tensor([classes.index(name.split("/")[0]) for name in names])
         return read_images(folder / "Images", names, side, remedy), targets
 
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    splits = (*read(train), *read(test))
     provenance = f"MIT67, official lists, centre {side} x {side}"
-    return Source("mit67", *read(train), *read(test), len(classes), mean, std, provenance)
+    read_from = (*lists, *(folder / "Images" / name for name in train + test))
+    return Source("mit67", *splits, len(classes), IMAGENET_MEAN, IMAGENET_STD, provenance, read_from)
+
+
+def image_folder(
+    data_dir: Path,
+    path: str | None = None,
+    side: int = 224,
+    test_share: float = 0.2,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    residency: Residency = "disk",
+) -> Source:
+    """Return the images in folders, one per class, decoded once and kept on disk; see isbench.data.image_tree.
+
+    `path` is in `data_dir` unless absolute. It holds train/ and val/ (or test/), or one folder per class, of each of
+    which `test_share` is held out. Shorter sides become `side` pixels and the centre squares are kept.
+    """
+    checks = [
+        ("path", path, path is not None, "the folder of images is needed; unless absolute, it is in data_dir"),
+        ("side", side, side >= 1, "must be at least 1"),
+        ("test_share", test_share, 0 < test_share < 1, "must be above 0 and below 1"),
+        ("mean", mean, len(mean) == 3, "must be three values, for red, green and blue"),
+        ("std", std, len(std) == 3 and min(std) > 0, "must be three values above 0, for red, green and blue"),
+    ]
+    for key, value, is_right, reason in checks:
+        if not is_right:
+            raise ConfigError(f"dataset.{key}={value}: {reason}")
+    assert path is not None
+    source = image_tree.kept(data_dir / Path(path).expanduser(), side, test_share, cache.cache_dir(data_dir), residency)
+    return replace(
+        source,
+        mean=tuple(mean),
+        std=tuple(std),
+        known_checksum=cache.digest(source.known_checksum, tuple(mean), tuple(std)),
+    )
 
 
 def synthetic(

@@ -6,7 +6,7 @@ paper leaves it open), `SampleLayerNorm` avoids them (the code of Katharopoulos 
 `FrozenBatchNorm2d` ignores them (the same authors' fine-tuning).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,6 +36,41 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+class WeightedNorm(torch.autograd.Function):
+    """Normalise by weighted batch statistics; both passes read the activations as few times as tensor operations can.
+
+    Left to autograd the backward pass takes two to eight times as long on a CPU. With fractions f_i, centred inputs
+    c = x - mean and s = weight / deviation, dx = s (dy - f_i / (H W) (sum(dy) + c sum(dy c) / variance)).
+    """
+
+    @staticmethod
+    def forward(ctx, inputs, weight, bias, fractions, eps, add_up) -> tuple[Tensor, Tensor, Tensor]:
+        """Return outputs (n, channels, H, W), mean and variance (channels,) of inputs weighted by fractions (n,)."""
+        # Not torch.var_mean, which takes longer than all else here together; no matmul, which autocast and TF32 round.
+        per_example = fractions[:, None]
+        mean = add_up((per_example * inputs.mean(dim=(2, 3))).sum(0))
+        centred = inputs - mean[:, None, None]
+        variance = add_up((per_example * centred.square().mean(dim=(2, 3))).sum(0))
+        inverse = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(centred, weight, fractions, inverse)
+        ctx.add_up = add_up
+        ctx.mark_non_differentiable(mean, variance)
+        return torch.addcmul(bias[:, None, None], centred, (weight * inverse)[:, None, None]), mean, variance
+
+    @staticmethod
+    def backward(ctx, gradient, *unused) -> tuple[Tensor | None, ...]:
+        centred, weight, fractions, inverse = ctx.saved_tensors
+        sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * centred).sum(dim=(0, 2, 3))])
+        whole, product = ctx.add_up(sums)
+        scale = weight * inverse
+        common = torch.addcmul(
+            (scale * whole)[:, None, None], centred, (scale * inverse.square() * product)[:, None, None]
+        )
+        common *= (fractions / -(gradient.shape[2] * gradient.shape[3]))[:, None, None, None]
+        inputs = torch.addcmul(common, gradient, scale[:, None, None])
+        return inputs, sums[1] * inverse, sums[0], None, None, None
+
+
 class WeightedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose batch statistics can weight the examples; see `StatisticsWeights`.
 
@@ -51,6 +86,7 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
     momentum: float
     example_weights: tuple[Tensor, Tensor] | None = None  # weights that sum to one (n,), their sum before that ()
+    add_up: Callable[[Tensor], Tensor] | None = None  # over the ranks that share the batch
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(channels, eps, momentum)
@@ -61,15 +97,11 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
         fractions, total = self.example_weights
         # Under autocast inputs are half precision; like the built-in layer, keep statistics in the buffers' precision.
         values = inputs.to(self.running_mean.dtype)
-        variances, means = torch.var_mean(values, dim=(2, 3), correction=0)  # (n, channels) each
-        # Law of total variance: one pass over the inputs. No matmul, which autocast and TF32 would round.
-        fractions = fractions[:, None]
-        mean = (fractions * means).sum(0)
-        variance = (fractions * (variances + (means - mean).square())).sum(0)
-        self._track(mean.detach(), variance.detach(), total * (inputs.shape[2] * inputs.shape[3]))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(inputs.dtype)
+        outputs, mean, variance = WeightedNorm.apply(
+            values, self.weight, self.bias, fractions, self.eps, self.add_up or _itself
+        )
+        self._track(mean, variance, total * (inputs.shape[2] * inputs.shape[3]))
+        return outputs.to(inputs.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, elements: Tensor) -> None:
         """Move the running statistics towards those of a batch of `elements` values per channel."""
@@ -79,38 +111,68 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (elements / (elements - 1)), self.momentum)
 
 
-class StatisticsWeights:
-    """Hands the weights of a batch to the weighted norm layers of a model, collected once."""
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
-    def __init__(self, model: nn.Module) -> None:
+
+class SharedBatchNorm2d(WeightedBatchNorm2d):
+    """Plain batch norm over a batch that several ranks share: its examples weigh the same."""
+
+
+class StatisticsWeights:
+    """Hands the weights of a batch to the weighted norm layers of a model, collected once.
+
+    Args:
+        part: this rank's part of a tensor with a row for each example, where several share a batch.
+        add_up: sums a tensor over the ranks; without it each has the statistics of its own part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        part: Callable[[Tensor], Tensor] = _itself,
+        add_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.layers = [layer for layer in model.modules() if isinstance(layer, WeightedBatchNorm2d)]
+        self.part = part
+        self.add_up = add_up
+        for layer in self.layers:
+            layer.add_up = add_up
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
-        """Weight the batch statistics of the forward passes inside by `weights` (n,), positive."""
+        """Weight the batch statistics of the forward passes inside by `weights` (n,), positive, of the whole batch."""
         if not self.layers:
             yield
             return
-        total = weights.sum()
-        shared = (weights / total, total)
+        shared = {kind: self._fractions(kind, weights) for kind in {type(layer) for layer in self.layers}}
         for layer in self.layers:
-            layer.example_weights = shared
+            layer.example_weights = shared[type(layer)]
         try:
             yield
         finally:
             for layer in self.layers:
                 layer.example_weights = None
 
+    def _fractions(self, kind: type, weights: Tensor) -> tuple[Tensor, Tensor]:
+        if kind is SharedBatchNorm2d:
+            weights = torch.ones_like(weights)
+        elif self.add_up is None:
+            weights = self.part(weights)
+        total = weights.sum()
+        fractions = weights / total
+        return fractions if self.add_up is None else self.part(fractions), total
 
-def use_weighted_norm(model: nn.Module) -> None:
-    """Turn every `nn.BatchNorm2d` of a model into a `WeightedBatchNorm2d`, keeping its parameters and buffers.
+
+def turn_batch_norm_into(kind: type[WeightedBatchNorm2d], model: nn.Module) -> None:
+    """Turn every `nn.BatchNorm2d` of a model into one of this kind, keeping its parameters and buffers.
 
     Subclasses, such as frozen batch norm, stay what they are.
     """
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:
             # The subclass adds no state, so changing the class keeps every tensor, hook and reference.
-            layer.__class__ = WeightedBatchNorm2d
+            layer.__class__ = kind
 
 
 NORMS = {"batch": nn.BatchNorm2d, "weighted": WeightedBatchNorm2d, "layer": SampleLayerNorm, "none": nn.Identity}

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from isbench.errors import UserError
 
@@ -38,7 +39,8 @@ COLUMNS: tuple[str, ...] = (
 class Record:
     """Append-only JSON lines in a run folder; nothing is ever rewritten.
 
-    `attempt` is one more than the highest attempt in the file. The file appears with the first row.
+    `attempt` is one more than the highest attempt in the file. The file appears with the first row, and is held from
+    then on: no row ever goes to another file that has taken its name.
 
     Raises:
         UserError: the file exists and cannot be read.
@@ -47,32 +49,48 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.attempt = 1 + max((row["attempt"] for row in read_rows(path)), default=0)
+        self._file: int | None = None  # its descriptor
 
     def append(self, kind: str, **values: Any) -> Row:
         """Write one row to the disk and return it, its values as given.
 
         Raises:
-            UserError: the disk is full or the file cannot be written.
+            UserError: the disk is full, or the file was deleted or cannot be written.
         """
         row = {"kind": kind, "attempt": self.attempt, **values}
         line = json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab+") as file:
-                # A process killed while writing leaves a torn line. Ending it keeps the new row a line of its own.
-                if file.seek(0, os.SEEK_END):
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        line = b"\n" + line
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            file = self._open()
+            facts = os.fstat(file)
+            if facts.st_nlink == 0:
+                raise UserError(f"{self.path} was deleted during the run; the same command starts the run again")
+            # A process killed while writing leaves a torn line. Ending it keeps the new row a line of its own.
+            if facts.st_size and os.pread(file, 1, facts.st_size - 1) != b"\n":
+                line = b"\n" + line
+            while line:
+                line = line[os.write(file, line) :]
+            os.fsync(file)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror}; "
                 "make room or correct its permissions, then run the same command again"
             ) from error
         return row
+
+    def _open(self) -> int:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            finalize(self, os.close, self._file)
+        return self._file
+
+
+class Unrecorded:
+    """The record of a run as a process sees it that another one keeps it for."""
+
+    def append(self, kind: str, **values: Any) -> Row:
+        """Return a row as `Record.append` does, without writing it."""
+        return {"kind": kind, **values}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -83,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; correct its permissions") from error
@@ -132,11 +150,35 @@ def _parse(line: bytes) -> Row | None:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
-    if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("attempt"), int)):
+    if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and _is_whole(row.get("attempt"))):
         return None
     if row["kind"] in ("evaluation", "probe", "rate"):
-        return {key: _null_as_nan(value) for key, value in row.items()}
-    return row
+        row = {key: _null_as_nan(value) for key, value in row.items()}
+    return row if _has_its_values(row) else None
+
+
+def _has_its_values(row: Row) -> bool:
+    """Say whether a row has what readers of its kind count on. Records may come from others."""
+    match row["kind"]:
+        case "start":
+            return _is_whole(row.get("resumed_at", 0))
+        case "evaluation":
+            numbers = (value for key, value in row.items() if key != "kind")
+            return _is_whole(row.get("updates")) and all(map(_is_number, numbers))
+        case "probe":
+            return _is_whole(row.get("updates")) and _is_number(row.get("epoch"))
+        case "end":
+            return isinstance(row.get("status"), str) and isinstance(row.get("reason"), str)
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Say whether a value is an integer as long as any that is recorded."""
+    return type(value) is int and abs(value) < 2**63
 
 
 def _null_as_nan(value: Any) -> Any:

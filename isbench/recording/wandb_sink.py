@@ -2,20 +2,22 @@
 
 W&B may wait for a server far longer than any timeout it is given, also when Python exits. It therefore runs in a
 process of its own, which this module starts and, when its time is up, ends; the training process never imports wandb.
-The two talk in JSON lines. What is sent also lies in the run's folder (`wandb/offline-run-*` or `wandb/run-*`), for
-`wandb sync`. Rows carry their own step: a resumed run leaves one folder per attempt, which `wandb sync` joins. The
-host's name, users, paths and installed packages are left out.
+The two talk in JSON lines. A scheduler that sends a job away signals all its processes, and W&B's service then ends
+without writing what it had: a second process sends everything again. What is sent also lies in the run's folder
+(`wandb/offline-run-*` or `wandb/run-*`), for `wandb sync`. Rows carry their own step: a resumed run leaves one folder
+per attempt, which `wandb sync` joins. The host's name, users, paths and installed packages are left out.
 """
 
 import json
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +27,7 @@ from typing import IO, Any
 from isbench.errors import ConfigError
 
 log = logging.getLogger("isbench")
+REFUSED, LOST = 1, 2  # exit codes of the process that has W&B: it said no, or its service is gone
 
 
 class NullSink:
@@ -44,33 +47,15 @@ class WandbSink:
     fall-back), so that none of it falls into timed training. Online falls back to offline, with one logged line, if
     there is no account or no server answers by then. Nothing here raises on W&B's account: a run is never lost to its
     dashboard.
+
+    Args:
+        opening: what `wandb.init` is to be given, in types that JSON has; `dir` must be there.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        tags: Sequence[str],
-        run_id: str,
-        name: str,
-        config: Mapping[str, Any],
-        folder: Path,
-        timeout_seconds: float,
-    ) -> None:
+    def __init__(self, mode: str, timeout_seconds: float, opening: Mapping[str, Any]) -> None:
         self._timeout_seconds = timeout_seconds
-        self._opening = {
-            "project": project,
-            "entity": entity,
-            "group": group,
-            "tags": list(tags),
-            "id": run_id,
-            "name": name,
-            "config": config,
-            "dir": str(folder),
-            "timeout_seconds": timeout_seconds,
-        }
+        self._opening = opening
+        self._sent: list[dict[str, Any]] = []
         deadline = time.monotonic() + timeout_seconds
         self._start(mode)
         answer = self._answer(deadline)
@@ -85,14 +70,21 @@ class WandbSink:
         numbers = {
             key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        self._messages.put({"step": row["updates"], "row": numbers})
+        self._send({"step": row["updates"], "row": numbers})
 
     def finish(self, status: str, reason: str) -> None:
         """Close the W&B run. Waits `timeout_seconds` at most, then gives up with one logged line."""
-        self._messages.put({"status": status, "reason": reason})
-        self._messages.put(None)
+        deadline = time.monotonic() + self._timeout_seconds
+        self._send({"status": status, "reason": reason})
         try:
-            if self._process.wait(self._timeout_seconds):
+            code = self._exit_code(deadline)
+            if code not in (0, REFUSED):
+                self._stop()
+                self._start(self._mode)
+                for message in self._sent:
+                    self._messages.put(message)
+                code = self._exit_code(deadline)
+            if code:
                 problem = self._stdout.read().decode().removeprefix("ready").strip() or "its process ended"
                 log.warning("W&B is not complete: %s; `%s` sends the run later", problem, self._sync)
         except subprocess.TimeoutExpired:
@@ -103,7 +95,17 @@ class WandbSink:
             )
         self._stop()
 
+    def _send(self, message: dict[str, Any]) -> None:
+        self._sent.append(message)
+        self._messages.put(message)
+
+    def _exit_code(self, deadline: float) -> int:
+        """Say that there is no more to come, and wait for the other process to end."""
+        self._messages.put(None)
+        return self._process.wait(max(0.0, deadline - time.monotonic()))
+
     def _start(self, mode: str) -> None:
+        self._mode = mode
         files = "--include-online {}/wandb/run-*" if mode == "online" else "{}/wandb/offline-run-*"
         self._sync = "wandb sync " + files.format(self._opening["dir"])
         self._process = subprocess.Popen(
@@ -118,7 +120,7 @@ class WandbSink:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdout = self._process.stdout
         self._messages: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        self._messages.put({**self._opening, "mode": mode})
+        self._messages.put({**self._opening, "mode": mode, "timeout_seconds": self._timeout_seconds})
         Thread(target=_feed, args=(self._messages, self._process.stdin), daemon=True).start()
 
     def _answer(self, deadline: float) -> str:
@@ -134,19 +136,8 @@ class WandbSink:
         self._stdout.close()
 
 
-def make_sink(
-    mode: str,
-    project: str,
-    entity: str | None,
-    group: str | None,
-    tags: Sequence[str],
-    run_id: str,
-    name: str,
-    config: Mapping[str, Any],
-    folder: Path,
-    timeout_seconds: float,
-) -> WandbSink | NullSink:
-    """Return the sink for a logging mode: offline, online or off.
+def make_sink(mode: str, timeout_seconds: float, opening: Mapping[str, Any]) -> WandbSink | NullSink:
+    """Return the sink for a logging mode: offline, online or off. For the rest, see `WandbSink`.
 
     Raises:
         ConfigError: the mode is none of these.
@@ -155,7 +146,7 @@ def make_sink(
         return NullSink()
     if mode not in ("offline", "online"):
         raise ConfigError(f"logging.mode must be offline, online or off, not {mode!r}")
-    return WandbSink(mode, project, entity, group, tags, run_id, name, config, folder, timeout_seconds)
+    return WandbSink(mode, timeout_seconds, opening)
 
 
 def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> None:
@@ -168,12 +159,13 @@ def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> No
 
 def _mirror() -> int:
     """Be the other process: messages on standard input, the answer on standard output. Returns an exit status."""
-    # A scheduler signals every process of a job; the end of the input says when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    # A scheduler signals every process of a job; the end of the input says when to stop. The service that wandb starts
+    # inherits the mask, but lets SIGINT and SIGTERM through.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
     # wandb and the service that it starts print to standard output, and the service would keep it open.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    run = None
     try:
         opening = json.loads(sys.stdin.readline())
         seconds = opening.pop("timeout_seconds")
@@ -208,7 +200,10 @@ def _mirror() -> int:
         run.finish(exit_code=0 if ending["status"] in ("finished", "skipped") else 1)
     except Exception as error:
         print(" ".join(f"{type(error).__name__}: {error}".split()), file=answer, flush=True)
-        return 1
+        if run is None or not (isinstance(error, ConnectionError) or type(error).__name__ == "HandleAbandonedError"):
+            return REFUSED
+        shutil.rmtree(Path(run.dir).parent, ignore_errors=True)  # all of it comes again
+        return LOST
     return 0
 
 

@@ -60,7 +60,7 @@ class ActiveBias(EpochSampler):
 
     Estimator: biased (towards high q)
     Memory: 16 bytes per example, the order of the pass included
-    Cost: O(N) per pass for its keys, their selection and sort of share * N; O(b^2) per update for repeats
+    Cost: O(N) per pass for its keys, their selection and sort of share * N; a sort of b per update
     Host reads: 0 per update
     """
 

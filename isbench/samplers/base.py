@@ -165,9 +165,9 @@ def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
     Draws with replacement repeat examples. Writing `state[indices] = last_of_repeats(indices, values)` gives the same
     state in whatever order a device writes.
     """
-    order = torch.arange(1, len(indices) + 1, dtype=torch.int32, device=indices.device)
-    last = (indices[:, None].eq(indices) * order).argmax(dim=1)
-    return values.index_select(0, last)
+    ordered, positions = indices.sort(stable=True)
+    ends = torch.searchsorted(ordered, indices, right=True) - 1
+    return values.index_select(0, positions[ends])
 
 
 def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,10 @@ def read_table(path: str, num_examples: int) -> Tensor:
     if not isinstance(table, Tensor) or table.shape != (num_examples,):
         kind = f"a tensor of shape {tuple(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
         raise ConfigError(f"sampler.table={path}: holds {kind}; the training set needs shape ({num_examples},)")
+    if table.is_complex() or table.layout != torch.strided:
+        raise ConfigError(
+            f"sampler.table={path}: holds {table.dtype}, {table.layout}; real numbers one by one are needed"
+        )
     if not table.isfinite().all():
         raise ConfigError(f"sampler.table={path}: holds values that are not finite")
     return table.float()

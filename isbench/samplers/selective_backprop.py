@@ -86,7 +86,7 @@ class SelectiveBackprop(Sampler):
         queue = self._queue
         while queue is None or len(queue) < b:
             selected = self._select(everything=looked >= workspace.num_examples)
-            queue = selected if queue is None else Batch.cat([queue, selected])
+            queue = selected if queue is None else queue.join(selected)
             looked += self._size
         positions = torch.arange(len(queue), device=workspace.device)
         self._queue = queue.take(positions[b:])
@@ -96,14 +96,12 @@ class SelectiveBackprop(Sampler):
         return {"selected_share": self._selected / max(1, self._candidates)}
 
     def get_extra_state(self) -> dict:
-        return {
-            "queue": None if self._queue is None else dict(vars(self._queue)),
-            "counts": [self._candidates, self._selected, self._recorded],
-        }
+        queue = None if self._queue is None else (self._queue.indices, self._queue.views)
+        return {"queue": queue, "counts": [self._candidates, self._selected, self._recorded]}
 
     def set_extra_state(self, state: dict) -> None:
         queue, device = state["queue"], self.workspace.device
-        self._queue = None if queue is None else Batch(**{name: tensor.to(device) for name, tensor in queue.items()})
+        self._queue = None if queue is None else self.workspace.fetch(*(tensor.to(device) for tensor in queue))
         self._candidates, self._selected, self._recorded = state["counts"]
 
     def _select(self, everything: bool) -> Batch:

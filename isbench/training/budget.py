@@ -4,6 +4,7 @@ Everything is a function of `Progress`, so there is nothing to save. Evaluations
 budget, the same for every method, so no method is looked at more often than another.
 """
 
+from isbench.training.ranks import ALONE, LateMaximum, Ranks
 from isbench.types import Progress
 
 UNITS = ("updates", "epochs", "examples", "seconds")
@@ -54,12 +55,16 @@ class Budget:
 
 
 class Boundaries:
-    """The moments at which the clock is paused to look: `points` equal parts of the budget, or a request to stop."""
+    """The moments at which the clock is paused to look: `points` equal parts of the budget, or a request to stop.
 
-    def __init__(self, budget: Budget, points: int, progress: Progress):
+    `stop_requested` is set on any rank, at any time; `is_stopping` follows on all of them at the same update.
+    """
+
+    def __init__(self, budget: Budget, points: int, progress: Progress, ranks: Ranks = ALONE):
         self.budget = budget
         self.points = points
-        self.stop_requested = False
+        self.stop_requested = self.is_stopping = False
+        self._agree = bool if ranks.size == 1 else LateMaximum(0.0).push
         self.passed = self._whole_parts(progress)
 
     def _whole_parts(self, progress: Progress) -> int:
@@ -71,7 +76,8 @@ class Boundaries:
 
     def reached(self, progress: Progress) -> bool:
         """Say whether to look now."""
-        return self.stop_requested or self.budget.fraction(progress) >= (self.passed + 1) / self.points
+        self.is_stopping = bool(self._agree(self.stop_requested))
+        return self.is_stopping or self.budget.fraction(progress) >= (self.passed + 1) / self.points
 
     def take_evaluation(self, progress: Progress) -> bool:
         """Say whether an evaluation is due here (and not just a request to stop), and count it as taken."""

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ from isbench.errors import UserError
 
 log = logging.getLogger("isbench")
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
+UNFINISHED = "checkpoint.unfinished"
 DIGEST_BYTES = 32
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` to the run folder, keeping the checkpoint before it."""
+    """Write `state` to the run folder, keeping the checkpoint before it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
     current, previous = (folder / name for name in NAMES)
-    unfinished = folder / "checkpoint.unfinished"
+    unfinished = folder / UNFINISHED
     try:
         with open(unfinished, "wb") as file:
             file.write(hashlib.sha256(data).digest())
@@ -37,23 +43,50 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             os.replace(current, previous)
         os.replace(unfinished, current)
     except OSError as error:
-        raise UserError(f"cannot write the checkpoint in {folder}: {error.strerror}") from error
+        with suppress(OSError):
+            unfinished.unlink()  # the record may need the room
+        raise UserError(
+            f"cannot write the checkpoint in {folder}: {error.strerror}; "
+            "make room or correct its permissions, then run the same command again"
+        ) from error
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint of a run folder, its tensors on the CPU, or None if there is none."""
+    """Return the newest whole checkpoint of a run folder, its tensors on the CPU, or None if there is none.
+
+    Raises:
+        UserError: a file that cannot be read, or that is whole and holds more than a checkpoint may.
+    """
+    damaged = []
     for name in NAMES:
         path = folder / name
-        if not path.exists():
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
             continue
-        data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; correct its permissions") from error
         if hashlib.sha256(data[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]:
-            return torch.load(io.BytesIO(data[DIGEST_BYTES:]), map_location="cpu", weights_only=True)
-        log.warning("%s is damaged (wrong checksum): going back to the one before", path)
+            if damaged:
+                log.warning("%s is damaged (wrong checksum): going back to %s", damaged[0], name)
+            try:
+                return torch.load(io.BytesIO(data[DIGEST_BYTES:]), map_location="cpu", weights_only=True)
+            except Exception as error:  # torch.load has no error of its own
+                raise UserError(
+                    f"{path} is not a checkpoint of isbench and was not loaded; "
+                    "delete it, and the same command starts the run again"
+                ) from error
+        damaged.append(path)
+    if damaged:
+        names = " and ".join(path.name for path in damaged)
+        log.warning("%s: %s damaged (wrong checksum): the run starts again", folder, names)
     return None
 
 
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a finished run; its record says all there is to say."""
-    for name in NAMES:
-        (folder / name).unlink(missing_ok=True)
+    for name in (*NAMES, UNFINISHED):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s stays, which is no longer needed: %s", folder / name, error.strerror)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from isbench.training.ranks import LateMaximum, Ranks
+
 
 class Clock:
     """Seconds of training so far. Subclasses say where the time comes from."""
@@ -60,14 +62,27 @@ class WallClock(Clock):
             torch.cuda.synchronize(self.device)
 
 
-class TickClock(Clock):
-    """A clock for tests: every reading while it runs is `tick` seconds later than the one before."""
+class SharedClock(WallClock):
+    """The clock of ranks that train together: that of the slowest, and all see the same.
 
-    def __init__(self, tick: float = 1.0):
-        super().__init__()
-        self.tick = tick
-        self.readings = 0
+    While it runs a reading is as old as the one before, so that no rank waits for another; when it stops it is exact.
+    """
 
-    def now(self) -> float:
-        self.readings += 1
-        return self.readings * self.tick
+    def __init__(self, device: torch.device, ranks: Ranks):
+        super().__init__(device)
+        self.ranks = ranks
+        self.late = LateMaximum(0.0)
+
+    def seconds(self) -> float:
+        return self.elapsed if self.started_at is None else self.late.push(super().seconds())
+
+    def start(self) -> None:
+        self.ranks.wait()
+        super().start()
+        self.late = LateMaximum(self.elapsed)
+
+    def stop(self) -> None:
+        self.late.wait()
+        self.synchronise()
+        self.elapsed = self.ranks.largest(super().seconds())
+        self.started_at = None

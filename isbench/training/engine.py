@@ -13,6 +13,7 @@ Losses, signals and weights are float32 in every precision.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
+from isbench.training.ranks import ALONE, Ranks
 from isbench.types import Batch, Draw, Forward
 
 Tensors = dict[str, Tensor]
@@ -32,8 +34,8 @@ WARM_UP_CALLS = 3  # before a capture, on a stream of its own, as CUDA graphs de
 def memory_format(channels_last: bool | None, precision: str, device: torch.device) -> torch.memory_format:
     """Return how the network's weights lie in memory: as asked, or where that is None, as is faster.
 
-    Channels last is faster for convolutions on a CPU (a step of LeNet takes 0.83 of the time, of CNN7 0.65), and where
-    tensor cores are used, which want it.
+    Channels last is faster for convolutions on a CPU (results/benchmarks, theme engines), and where tensor cores are
+    used, which want it.
     """
     is_faster = device.type == "cpu" or precision != "float32"
     is_last = is_faster if channels_last is None else channels_last
@@ -63,12 +65,15 @@ class Engine:
     """Runs a network's passes.
 
     Args:
-        kind: auto, eager, compiled, graphed or compiled_graphed; auto is graphed on a GPU, else eager.
+        kind: auto, eager, compiled, graphed or compiled_graphed; auto is graphed on a GPU that trains alone, else
+            eager.
         precision: float32, tf32 (the caller has switched it on) or bfloat16 (by autocast).
         make_graph: what captures a call; `CudaGraph` but in tests.
+        ranks: who shares the passes.
+        share_buffers: give all ranks the first one's buffers before each pass.
 
     Raises:
-        ConfigError: graphs are asked for where there is no GPU.
+        ConfigError: graphs are asked for where there is no GPU, or several share a run.
     """
 
     def __init__(
@@ -78,12 +83,16 @@ class Engine:
         precision: str = "float32",
         device: torch.device = CPU,
         make_graph: type = CudaGraph,
+        ranks: Ranks = ALONE,
+        share_buffers: bool = False,
     ):
         if kind == "auto":
-            kind = "graphed" if device.type == "cuda" else "eager"
+            kind = "graphed" if device.type == "cuda" and ranks.size == 1 else "eager"
         self.is_graphed = "graphed" in kind
         if self.is_graphed and device.type != "cuda" and make_graph is CudaGraph:
             raise ConfigError(f"numerics.engine={kind} needs a GPU; use eager, compiled or auto")
+        if self.is_graphed and ranks.size > 1:
+            raise ConfigError(f"numerics.engine={kind} cannot share a run; use eager, compiled or auto")
         self.model = model
         self.device = device
         self.make_graph = make_graph
@@ -91,6 +100,8 @@ class Engine:
         self.is_warming_up = False
         self._compiled = torch.compile(model.run, dynamic=False) if "compiled" in kind else None
         self._compiled_shapes: set[tuple] = set()
+        self._ranks = ranks
+        self._share_buffers = share_buffers
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
@@ -101,11 +112,10 @@ class Engine:
 
     def run(self, inputs: Tensor) -> Forward:
         """Return logits (n, C) and features (n, D) of one pass through the network, in the engine's precision."""
-        run = self._compiled if self._compiled is not None and self._is_compiled(inputs) else self.model.run
         if not self.uses_bfloat16:
-            return run(inputs)
+            return self._pass(inputs)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return run(inputs)
+            return self._pass(inputs)
 
     def captured(
         self, function: Callable[[Given], Tensors], parameters: Sequence[nn.Parameter] = ()
@@ -116,6 +126,14 @@ class Engine:
         `parameters`. What the stand-in returns is the caller's to keep.
         """
         return Captured(self, function, parameters) if self.is_graphed else function
+
+    @cached_property
+    def _pass(self) -> Callable[[Tensor], Forward]:
+        return self._ranks.averaged(self.model, self._run, self._share_buffers)
+
+    def _run(self, inputs: Tensor) -> Forward:
+        run = self._compiled if self._compiled is not None and self._is_compiled(inputs) else self.model.run
+        return run(inputs)
 
     def _is_compiled(self, inputs: Tensor) -> bool:
         key = (inputs.shape, self.model.training, torch.is_grad_enabled())

@@ -7,19 +7,21 @@ from torch import Tensor
 
 from isbench.models.heads import Classifier
 from isbench.signals import CrossEntropy
+from isbench.training.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
 def evaluate(
-    model: Classifier, criterion: CrossEntropy, chunks: Iterable[tuple[Tensor, Tensor]]
+    model: Classifier, criterion: CrossEntropy, chunks: Iterable[tuple[Tensor, Tensor]], ranks: Ranks = ALONE
 ) -> tuple[float, float]:
-    """Return mean loss and fraction wrong, in [0, 1], over chunks of (inputs, targets)."""
+    """Return mean loss and fraction wrong, in [0, 1], over all ranks' chunks of (inputs, targets)."""
     model.eval()
-    total_loss, wrong, count = [], [], 0
+    totals = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)  # loss, wrong, examples
     for inputs, targets in chunks:
         logits = model(inputs).float()
-        total_loss.append(criterion(logits, targets).sum(dtype=torch.float64))
-        wrong.append((logits.argmax(dim=1) != targets).sum())
-        count += len(targets)
+        totals[0] += criterion(logits, targets).sum(dtype=torch.float64)
+        totals[1] += (logits.argmax(dim=1) != targets).sum()
+        totals[2] += len(targets)
     model.train()
-    return float(torch.stack(total_loss).sum()) / count, float(torch.stack(wrong).sum()) / count
+    loss, wrong, count = ranks.add_up(totals).tolist()
+    return loss / count, wrong / count

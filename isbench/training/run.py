@@ -6,10 +6,11 @@ import gc
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
@@ -19,18 +20,19 @@ from typing import Any
 import torch
 
 from isbench.build import Parts, build, num_parameters, resolve_device
-from isbench.config import Numerics, RunConfig, recorded, run_folder, run_id, scratch_dir
-from isbench.errors import ConfigError, Diverged, Interrupted, UserError
+from isbench.config import Numerics, RunConfig, recorded, run_folder, run_id, scratch_dir, tags
+from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
 from isbench.recording.collected import collected_runs
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
-from isbench.recording.record import Record, effective_rows, last_status, read_rows
+from isbench.recording.record import Record, Row, Unrecorded, effective_rows, last_status, read_rows
 from isbench.recording.wandb_sink import make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
 from isbench.training.evaluate import evaluate
 from isbench.training.loop import train
 from isbench.training.neighbours import counted, device_name
+from isbench.training.ranks import Ranks, join
 
 log = getLogger("isbench")
 DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share of them in a parallel grid
@@ -49,26 +51,43 @@ class Outcome:
 def run(config: RunConfig) -> Outcome:
     """Train one configuration, or continue it where it was left; a finished run returns at once.
 
+    Processes that were started together (`isbench.training.ranks.join`) train it together.
+
     Raises:
         UserError: something the user can put right, before the first step wherever that is possible.
         Interrupted: a signal asked for an end; the checkpoint is written.
     """
+    ranks = join()
     device = resolve_device(config.device)
     config = replace(config, device=device.type)
     folder = run_folder(config)
-    path = folder / "record.jsonl"
-    status = last_status(read_rows(path)) if path.exists() else None
-    if status is not None and status[0] in ("finished", "diverged"):
+
+    def ended() -> Outcome | None:
+        status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
+        if status is None or status[0] not in ("finished", "diverged"):
+            return None
         log.info("%s: already %s", folder, status[0])
         return Outcome(folder, *status)
+
+    if (outcome := ended()) is not None:
+        return outcome
     apply_numerics(config.numerics)
-    parts = build(config, device)
-    try:
-        parts.warm_up()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
-    with locked(folder), counted(Path(scratch_dir(), "at-work", device_name(device))) as count:
-        return Attempt(config, folder, parts, count).run()
+    with memory_named(device.type):
+        parts = ranks.attempt(lambda: build(config, device, ranks=ranks))
+        try:
+            parts.warm_up()
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
+    with ExitStack() as stack:
+
+        def enter() -> Callable[[], int]:
+            stack.enter_context(locked(folder))
+            return stack.enter_context(counted(Path(scratch_dir(), "at-work", device_name(device))))
+
+        count = ranks.attempt(enter if ranks.is_first else lambda: lambda: 1)
+        if (outcome := ended()) is not None:  # by another process, while this one got ready
+            return outcome
+        return Attempt(config, folder, parts, count, ranks).run()
 
 
 def kept(config: RunConfig) -> Outcome | None:
@@ -82,6 +101,8 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     """Record that a configuration cannot be trained, so that a grid accounts for every run."""
     config = replace(config, device=resolve_device(config.device).type)
     folder = run_folder(config)
+    if not join().is_first:
+        return Outcome(folder, "skipped", reason)
     with locked(folder):
         record = Record(folder / "record.jsonl")
         record.append("start", time=_now(), resumed_at=0, run_id=run_id(config), config=recorded(config))
@@ -116,8 +137,10 @@ def share_machine(config: RunConfig, jobs: int, number: int) -> None:
     """Give the `number`-th of several simultaneous runs its GPU.
 
     Raises:
-        ConfigError: the budget is in seconds, and runs would have to share a device.
+        ConfigError: the budget is in seconds, and runs would have to share a device; or each has several processes.
     """
+    if join().size > 1:
+        raise ConfigError(f"hydra.launcher.n_jobs={jobs}: runs that several processes share go one after the other")
     gpus = torch.cuda.device_count() if resolve_device(config.device).type == "cuda" else 0
     if config.budget.unit == "seconds" and not 1 <= jobs <= gpus:
         raise ConfigError(
@@ -126,6 +149,10 @@ def share_machine(config: RunConfig, jobs: int, number: int) -> None:
         )
     if gpus:
         torch.cuda.set_device(number % gpus)
+
+
+class InUse(UserError):
+    """Another process is at work on the run."""
 
 
 @contextmanager
@@ -140,13 +167,13 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder} is in use by another process") from None
+            raise InUse(f"{folder} is in use by another process") from None
         yield
 
 
 @contextmanager
 def stop_signals(boundaries: Boundaries) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and the first SIGINT into a request to stop at the next step."""
+    """Turn SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT into a request to stop at the next step."""
 
     def request(number: int, frame: Any) -> None:
         boundaries.stop_requested = True
@@ -155,7 +182,8 @@ def stop_signals(boundaries: Boundaries) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    before = {number: signal.signal(number, request) for number in numbers}
     try:
         yield
     finally:
@@ -179,12 +207,13 @@ def quiet_garbage_collector() -> Iterator[None]:
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
 
-    def __init__(self, config: RunConfig, folder: Path, parts: Parts, count: Callable[[], int]):
+    def __init__(self, config: RunConfig, folder: Path, parts: Parts, count: Callable[[], int], ranks: Ranks):
         self.config = config
         self.folder = folder
         self.parts = parts
         self.count = count
-        self.record = Record(folder / "record.jsonl")
+        self.ranks = ranks
+        self.record = Record(folder / "record.jsonl") if ranks.is_first else Unrecorded()
         self.id = run_id(config)
         self.data_checksum = parts.source.checksum()
         self.saved_at = time.monotonic()
@@ -196,10 +225,11 @@ class Attempt:
         parts = self.parts
         self.resume()
         progress = parts.progress
-        earlier = [row for row in effective_rows(read_rows(self.record.path)) if row["updates"] <= progress.updates]
+        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
+        earlier = [row for row in rows if row["updates"] <= progress.updates]
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
-        self.boundaries = Boundaries(parts.budget, self.config.evaluation.points, progress)
-        self.record.append(
+        self.boundaries = Boundaries(parts.budget, self.config.evaluation.points, progress, self.ranks)
+        self.append(
             "start",
             time=_now(),
             resumed_at=progress.updates,
@@ -211,27 +241,29 @@ class Attempt:
                 "checksum": self.data_checksum,
                 "num_examples": parts.dataset.num_examples,
             },
-            environment=environment(self.config.device),
+            environment=environment(self.config.device) | {"ranks": self.ranks.size},
         )
         logging = self.config.logging
         self.sink = make_sink(
-            mode=logging.mode,
-            project=logging.project,
-            entity=logging.entity,
-            group=self.config.group,
-            tags=logging.tags,
-            run_id=self.id,
-            name=self.folder.name,
-            config=recorded(self.config),
-            folder=self.folder,
-            timeout_seconds=logging.timeout_seconds,
+            logging.mode if self.ranks.is_first else "off",
+            logging.timeout_seconds,
+            {
+                "project": logging.project,
+                "entity": logging.entity,
+                "group": self.config.group,
+                "tags": tags(self.config),
+                "id": self.id,
+                "name": self.folder.name,
+                "config": recorded(self.config),
+                "dir": str(self.folder),
+            },
         )
         self.console = Console(self.folder.name)
         status, reason = "interrupted", ""
         try:
-            if progress.updates == 0:
-                self.look(parts.rate(0.0), 1.0)
-            with quiet_garbage_collector(), stop_signals(self.boundaries):
+            with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+                if progress.updates == 0:
+                    self.look(parts.rate(0.0), 1.0)
                 train(
                     parts.sampler,
                     parts.step,
@@ -252,58 +284,94 @@ class Attempt:
             status, reason = "failed", f"{type(error).__name__}: {error}"
             raise
         finally:
-            self.record.append("end", status=status, reason=reason, concurrent_runs=self.concurrent_runs())
-            self.console.close(status, reason)
-            self.sink.finish(status, reason)
+            try:
+                self.record.append("end", status=status, reason=reason, concurrent_runs=self.concurrent_runs())
+            finally:
+                self.console.close(status, reason)
+                self.sink.finish(status, reason)
         if self.config.checkpoint.keep:
             self.save()
-        else:
+        elif self.ranks.is_first:
             checkpoint.remove(self.folder)
         return Outcome(self.folder, status, reason)
 
     def resume(self) -> None:
         """Put the newest checkpoint in place, if there is one."""
-        state = checkpoint.load(self.folder)
-        if state is None:
-            return
-        if state["data_checksum"] != self.data_checksum:
+        state = self.ranks.attempt(lambda: checkpoint.load(self.folder))
+        try:
+            updates = state and state["parts"]["progress"]["updates"]
+            if len(set(self.ranks.list_all(updates))) > 1:
+                raise UserError(
+                    f"{self.folder}: not all processes see the same checkpoint; runs_dir must be a folder of all"
+                )
+            if state is None:
+                return
+            if state["data_checksum"] != self.data_checksum:
+                raise UserError(
+                    f"{self.folder}: the data set has changed since this run began; restore it, or delete the folder"
+                )
+            self.parts.load_state_dict(state["parts"])
+            if len(state["own_streams"]) == self.ranks.size:
+                self.parts.streams.load_own_state(state["own_streams"][self.ranks.rank])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.folder}: the data set has changed since this run began; restore it, or delete the folder"
-            )
-        self.parts.load_state_dict(state["parts"])
+                f"{self.folder}: its checkpoint is of another version of isbench; delete the folder to start again"
+            ) from error
         log.info("%s: continues after update %d", self.folder.name, self.parts.progress.updates)
 
     def concurrent_runs(self) -> int:
         """Return the largest number of runs that have trained on this device at once, this one included, so far."""
         return max(self.concurrent_before, self.count())
 
+    def append(self, kind: str, **values: Any) -> Row:
+        """Add a row to the record, on all ranks or none."""
+        return self.ranks.attempt(lambda: self.record.append(kind, **values))
+
+    def check_ranks(self) -> None:
+        """Make sure that all ranks hold the same model, as equal draws and gradients keep them."""
+        if self.ranks.size > 1:
+            progress, parameters = self.parts.progress, list(self.parts.model.parameters())
+            total = torch.stack([parameter.detach().double().sum() for parameter in parameters]).sum()
+            if len(set(self.ranks.list_all((progress.examples_scored, repr(float(total)))))) > 1:
+                raise UserError(
+                    f"{self.folder.name}: after update {progress.updates} the processes hold different models; "
+                    "numerics=reproducible keeps them alike"
+                )
+
     def save(self) -> None:
         """Write a checkpoint."""
-        checkpoint.save(self.folder, {"parts": self.parts.state_dict(), "data_checksum": self.data_checksum})
+        state = {
+            "parts": self.parts.state_dict(),
+            "own_streams": self.ranks.list_all(self.parts.streams.own_state()),
+            "data_checksum": self.data_checksum,
+        }
+        self.ranks.attempt(lambda: checkpoint.save(self.folder, state) if self.ranks.is_first else None)
         self.saved_at = time.monotonic()
 
     def at_boundary(self, learning_rate: float, gain: float) -> None:
         """Look, record, save. The clock is paused."""
         rates = self.parts.step.report(self.parts.progress.updates)
-        self.record.append("rate", updates=list(rates), learning_rate=list(rates.values()))
+        self.check_ranks()
+        self.append("rate", updates=list(rates), learning_rate=list(rates.values()))
         if self.boundaries.take_evaluation(self.parts.progress):
             self.look(learning_rate, gain)
-        stop = self.boundaries.stop_requested
-        if stop or time.monotonic() - self.saved_at >= self.config.checkpoint.seconds:
+        is_due = time.monotonic() - self.saved_at >= self.config.checkpoint.seconds
+        if self.boundaries.is_stopping or self.ranks.first(is_due):
             self.save()
-        if stop:
+        if self.boundaries.is_stopping:
             raise Interrupted(f"{self.folder.name}: stopped after update {self.parts.progress.updates}")
         gc.collect()
 
     def look(self, learning_rate: float, gain: float) -> None:
         """Evaluate the model and append the row, then those of the probe."""
         parts, progress, chunk = self.parts, self.parts.progress, self.parts.dataset.chunk_size
-        train_chunks = (parts.dataset.plain(part) for part in self.train_subset.split(chunk))
-        train_loss, _ = evaluate(parts.model, parts.criterion, train_chunks)
-        starts = range(0, parts.dataset.num_test, chunk)
-        test_chunks = (parts.dataset.test_chunk(start, start + chunk) for start in starts)
-        test_loss, test_error = evaluate(parts.model, parts.criterion, test_chunks)
-        row = self.record.append(
+        self.ranks.share_buffers(parts.model)
+        train_chunks = (parts.dataset.plain(some) for some in self.ranks.part(self.train_subset).split(chunk))
+        train_loss, _ = evaluate(parts.model, parts.criterion, train_chunks, self.ranks)
+        mine = self.ranks.part(range(parts.dataset.num_test))
+        test_chunks = (parts.dataset.test_chunk(i, min(i + chunk, mine.stop)) for i in mine[::chunk])
+        test_loss, test_error = evaluate(parts.model, parts.criterion, test_chunks, self.ranks)
+        row = self.append(
             "evaluation",
             updates=progress.updates,
             effective_updates=progress.effective_updates,
@@ -323,8 +391,8 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        for values in parts.probe.look(parts, self.folder):
-            self.record.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
+        for values in parts.probe.look(parts, self.folder if self.ranks.is_first else Path(tempfile.mkdtemp())):
+            self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
 
 
 def _now() -> str:

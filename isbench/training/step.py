@@ -14,6 +14,7 @@ from isbench.errors import Diverged
 from isbench.models.norm import StatisticsWeights
 from isbench.signals import PER_EXAMPLE, PER_STEP, CrossEntropy, per_example
 from isbench.training.engine import Engine, Tensors
+from isbench.training.ranks import ALONE, Ranks
 from isbench.types import Draw
 
 Reweight = Callable[[Draw, Mapping[str, Tensor]], Tensor]
@@ -25,6 +26,8 @@ class TrainStep:
     Args:
         observes: names of the signals to return from each step.
         clip_norm: largest gradient norm, or None. Applied to the weighted gradient, alike for all methods.
+        ranks: who shares the batch.
+        sync_norm: take the statistics of weighted batch norm over all of it.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         observes: Sequence[str] = (),
         clip_norm: float | None = None,
+        ranks: Ranks = ALONE,
+        sync_norm: bool = True,
     ):
         self.engine = engine
         self.criterion = criterion
@@ -43,7 +48,9 @@ class TrainStep:
         self.step_signals = tuple(name for name in observes if name in PER_STEP)
         self.clip_norm = clip_norm
         self.parameters = [p for p in engine.model.parameters() if p.requires_grad]
-        self.statistics = StatisticsWeights(engine.model)
+        self.ranks = ranks
+        add_up = ranks.add_up if ranks.size > 1 and sync_norm else None
+        self.statistics = StatisticsWeights(engine.model, ranks.part, add_up)
         self._gradient = engine.captured(self._forward_and_backward, self.parameters)
         self._losses: list[Tensor] = []  # one scalar an update since the last report, left on the device
         self._rates: list[float] = []
@@ -59,16 +66,19 @@ class TrainStep:
         return signals
 
     def _forward_and_backward(self, draw: Draw) -> Tensors:
-        for parameter in self.parameters:  # optimizer.zero_grad() takes eight times as long for its bookkeeping
+        for parameter in self.parameters:  # without the bookkeeping of optimizer.zero_grad()
             parameter.grad = None
+        batch = self.ranks.part(draw.batch)
         with self.statistics.using(draw.weights):
-            forward = self.engine.run(draw.batch.inputs)
-        targets = draw.batch.targets
+            forward = self.engine.run(batch.inputs)
+        targets = batch.targets
         losses = self.criterion(forward.logits.float(), targets)
         signals = per_example(self.example_signals, forward, targets, self.criterion) if self.example_signals else {}
         if self.observes_loss:
             signals["loss"] = losses.detach()
-        weights = self._reweight(draw, signals) / len(losses)
+        signals = self.ranks.gather(signals, len(draw.batch))
+        # The ranks' gradients are averaged: each is of a mean over its share of the batch.
+        weights = self.ranks.part(self._reweight(draw, signals)) / (len(draw.batch) / self.ranks.size)
         losses.backward(weights)
         for name in self.step_signals:
             signals[name] = getattr(self, f"_{name}")()
@@ -93,7 +103,7 @@ class TrainStep:
         self.forget()
         first = updates - len(rates) + 1
         if losses:
-            finite = torch.stack(losses).isfinite()
+            finite = self.ranks.add_up(torch.stack(losses)).isfinite()
             if not finite.all():
                 raise Diverged(f"the training loss was not finite at update {first + int(finite.int().argmin())}")
         before = [None, *rates]

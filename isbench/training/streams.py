@@ -20,26 +20,34 @@ def derive_seed(seed: int, name: str) -> int:
 class Streams:
     """The generators of a run, and the global one that dropout uses.
 
+    All ranks of a run have the same streams but the global one, since they drop out different examples' activations.
+
     Attributes:
         order, augmentation, sampler: generators on the run's device.
     """
 
-    def __init__(self, seed: int, device: torch.device):
+    def __init__(self, seed: int, device: torch.device, rank: int = 0):
         self.device = device
         self.generators = {name: torch.Generator(device).manual_seed(derive_seed(seed, name)) for name in NAMES}
         self.order, self.augmentation, self.sampler = (self.generators[name] for name in NAMES)
-        torch.manual_seed(derive_seed(seed, "dropout"))
+        torch.manual_seed(derive_seed(seed, f"dropout/{rank}" if rank else "dropout"))
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {name: generator.get_state() for name, generator in self.generators.items()}
-        state["global"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            state["global_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        return {name: generator.get_state() for name, generator in self.generators.items()} | self.own_state()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, generator in self.generators.items():
             generator.set_state(state[name])
+        self.load_own_state(state)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the state of the stream that differs from rank to rank."""
+        state = {"global": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["global_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(state["global"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["global_cuda"], self.device)

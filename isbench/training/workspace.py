@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from isbench.data.resident import ResidentDataset
 from isbench.signals import FULL_GRADIENT, PER_EXAMPLE, CrossEntropy, per_example, per_example_gradient_norm
 from isbench.training.budget import Budget
 from isbench.training.engine import Engine, Tensors
+from isbench.training.ranks import ALONE, Ranks, SharedBatch
 from isbench.training.streams import Streams
 from isbench.types import Batch, Progress
 
@@ -41,6 +43,7 @@ class Workspace:
         streams: Streams,
         progress: Progress,
         budget: Budget,
+        ranks: Ranks = ALONE,
     ):
         self.dataset = dataset
         self.engine = engine
@@ -50,6 +53,7 @@ class Workspace:
         self.streams = streams
         self.progress = progress
         self.budget = budget
+        self.ranks = ranks
         self.score_chunk = dataset.chunk_size
         self.device = streams.device
         self.num_examples = dataset.num_examples
@@ -98,7 +102,7 @@ class Workspace:
         """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
         if views is None and self.stored_views is None:
             views = self.draw_views(len(indices))
-        return self.dataset.fetch(indices, views)
+        return self._shared(self.dataset.fetch, indices, views)
 
     def score(self, batch: Batch, signal: str) -> Tensor:
         """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`.
@@ -107,11 +111,13 @@ class Workspace:
         example alone and scoring leaves no trace in the model.
         """
         self.model.eval()
-        pieces = [batch] if len(batch) <= self.score_chunk else batch.split(self.score_chunk)
-        scores = [self._score(piece, signal) for piece in pieces]
+        part = self.ranks.part(batch)
+        pieces = [part] if len(part) <= self.score_chunk else part.split(self.score_chunk)
+        scores = [self._score(piece, signal) for piece in pieces if len(piece)] or [torch.empty(0, device=self.device)]
         self.model.train()
         self.progress.examples_scored += len(batch)
-        return scores[0] if len(scores) == 1 else torch.cat(scores)
+        part_scores = scores[0] if len(scores) == 1 else torch.cat(scores)
+        return self.ranks.gather({signal: part_scores}, len(batch))[signal]
 
     def score_dataset(self, signal: str) -> Tensor:
         """Return a per-example signal of the whole training set, (N,): un-augmented, or as each slot's view."""
@@ -126,16 +132,20 @@ class Workspace:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradient = [torch.zeros_like(p) for p in parameters]
         self.model.eval()
-        for indices in torch.arange(self.num_examples, device=self.device).split(self._gradient_chunk):
-            batch = self._look_at(indices)
+        mine = self.ranks.part(torch.arange(self.num_examples, device=self.device))
+        for indices in mine.split(self._gradient_chunk):
+            batch = self._plain(indices)
             loss = self.criterion(self.model(batch.inputs), batch.targets).sum() / self.num_examples
             torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
         self.model.train()
         self.progress.examples_scored += self.num_examples
-        return gradient
+        return [self.ranks.add_up(tensor) for tensor in gradient]
 
     def seconds(self, function: Callable[[], object], calls: int = 9) -> float:
-        """Return the median seconds of a call, all work on the device included. For warming up: it waits."""
+        """Return the median seconds of a call, on the slowest rank, all work on the device included.
+
+        For warming up: it waits.
+        """
         times = []
         for _ in range(calls):
             start = time.perf_counter()
@@ -143,7 +153,7 @@ class Workspace:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return self.ranks.largest(statistics.median(times))
 
     def state_dict(self) -> dict[str, Tensor | int | None]:
         return {"order": self._order, "cursor": self._cursor}
@@ -155,10 +165,22 @@ class Workspace:
 
     def _look_at(self, indices: Tensor) -> Batch:
         """Return examples without fresh randomness: in their fixed views, else un-augmented."""
+        return self._shared(self._plain, indices, torch.empty(len(indices), 0, device=self.device))
+
+    def _plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
         if self.stored_views is not None:
             return self.dataset.fetch(indices, None)
         inputs, targets = self.dataset.plain(indices)
         return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
+
+    def _shared(self, fetch: Callable[[Tensor, Tensor | None], Batch], indices: Tensor, views: Tensor | None) -> Any:
+        """Return examples, fetched; where several ranks share them, once each knows which part it needs."""
+        if self.ranks.size == 1:
+            return fetch(indices, views)
+        if views is None:
+            assert self.stored_views is not None
+            views = self.stored_views[indices]
+        return SharedBatch(indices, self.targets[indices], views, fetch)
 
     def _shuffle(self) -> Tensor:
         return torch.randperm(self.num_examples, device=self.device, generator=self.streams.order)

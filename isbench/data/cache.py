@@ -1,0 +1,231 @@
+"""Data sets on disk, mapped into memory by all who train on them, so that they may be larger than any memory.
+
+Each has a folder below `$ISBENCH_CACHE`, or below `cache` in the folder of all data: four .npy files and manifest.json.
+One process writes it, under another name until it is whole, while others wait. At each start the manifest must fit what
+the data is made from now, and sizes and times of the .npy files must be those of when they were written; where only a
+time differs, as that of a copy, the bytes are read and must have the recorded checksum. Else all is written again.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import inspect
+import json
+import logging
+import math
+import mmap
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from io import BytesIO
+from itertools import repeat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isbench.data.source import Source
+from isbench.errors import DataError
+
+log = logging.getLogger(__name__)
+ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+FACTS = ("name", "num_classes", "mean", "std", "provenance")
+_libc = ctypes.CDLL(None)
+_madvise = _libc.madvise
+_madvise.argtypes = ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int  # address, length, advice
+ELSEWHERE = "free some, or name another folder in the variable ISBENCH_CACHE"
+
+
+def cache_dir(data_dir: Path) -> Path:
+    """Return the folder of everything that is kept on disk."""
+    return Path(os.environ.get("ISBENCH_CACHE") or data_dir / "cache").expanduser()
+
+
+def digest(*parts: object) -> str:
+    """Return 16 hex digits that depend on all of `parts`."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def on_disk(
+    read: Callable[[], Source], reader: Callable[..., Source], options: Mapping[str, Any], data_dir: Path
+) -> Source:
+    """Return the data set that `read` returns, from disk; it is called where that is not there, or out of date.
+
+    Out of date is what other code than that of the `reader` and of the files beside it has written.
+    """
+    kept = sorted((key, value) for key, value in options.items() if key != "download")
+    folder = cache_dir(data_dir) / f"{reader.__name__}-{digest(reader.__module__, kept)[:8]}"
+    code = [path.read_bytes() for path in sorted(Path(inspect.getfile(reader)).parent.glob("*.py"))]
+
+    def write(part: Path) -> Source:
+        source = read()
+        for name in ARRAYS:
+            array = getattr(source, name).contiguous().numpy()
+            path = part / f"{name}.npy"
+            path.unlink(missing_ok=True)  # a killed process may have read other files
+            with growing(path, array.shape, array.dtype) as (file, _):
+                file.write(array.data)
+        return source
+
+    source = mapped(folder, digest(code), write)
+    with suppress(AttributeError):  # only glibc keeps what was freed, and gives it back
+        _libc.malloc_trim(0)
+    return source
+
+
+def mapped(folder: Path, fingerprint: str, write: Callable[[Path], Source]) -> Source:
+    """Return the data set in `folder` with its inputs mapped, after having it written unless it is there.
+
+    Args:
+        fingerprint: 16 hex digits of what it is made from.
+        write: puts the four arrays into the folder given to it and returns the source. There it may find what a killed
+            process has written of the same fingerprint.
+
+    Raises: DataError where the folder cannot be written.
+    """
+    found = _open(folder, fingerprint)
+    if isinstance(found, Source):
+        return found
+    with _alone(folder):
+        found = _open(folder, fingerprint)  # the process that was waited for may have written it
+        if isinstance(found, Source):
+            return found
+        log.info("writing %s: %s", folder, found)
+        part = folder.with_name(f"{folder.name}.{fingerprint}.part")
+        for stale in {folder, *folder.parent.glob(f"{folder.name}.*.part")} - {part}:  # their room may be needed
+            shutil.rmtree(stale, ignore_errors=True)
+        _seal(part, write(part), fingerprint)
+        part.rename(folder)
+        found = _open(folder, fingerprint)
+    if isinstance(found, Source):
+        return found
+    raise DataError(f"{folder}: {found}, while it was written; start again")
+
+
+@contextmanager
+def growing(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a .npy file of this shape at the end of the whole rows that it has; yield it and how many those are.
+
+    Raises: DataError where it cannot be written, and before it is where it will not find room.
+    """
+    header = BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    start, row = len(header.getvalue()), np.dtype(dtype).itemsize * math.prod(shape[1:])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "r+b" if path.exists() else "wb") as file:
+            rows = max(0, path.stat().st_size - start) // row
+            missing, free = row * (shape[0] - rows), shutil.disk_usage(path.parent).free
+            if missing > free:
+                raise DataError(
+                    f"{path} needs {missing / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free there: {ELSEWHERE}"
+                )
+            file.write(header.getvalue())
+            file.seek(start + rows * row)
+            file.truncate()
+            yield file, rows
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): {ELSEWHERE}") from None
+
+
+def map_array(path: Path) -> Tensor:
+    """Return the array of a .npy file as a tensor that reads it from there. It cannot be written to.
+
+    Raises: OSError, ValueError or EOFError where the file is missing or too short.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
+def read_ahead(array: Tensor, rows: Tensor) -> None:
+    """Have the system read these rows (k,) of a mapped array together, rather than each page once it is asked for.
+
+    Sorting the rows instead gains nothing; `python -m benchmarks residency` compares the ways.
+    """
+    size = array[0].nbytes
+    starts = (array.data_ptr() + rows * size) // mmap.PAGESIZE * mmap.PAGESIZE
+    deque(map(_madvise, starts.tolist(), repeat(size + mmap.PAGESIZE - 1), repeat(mmap.MADV_WILLNEED)), maxlen=0)
+
+
+def _stamps(paths: Iterable[Path]) -> dict[str, list[int] | None]:
+    """Map each path to its size and time of change, None where it is missing."""
+    stamps: dict[str, list[int] | None] = {}
+    for path in paths:
+        stamps[str(path)] = None
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            stamps[str(path)] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def _seal(part: Path, source: Source, fingerprint: str) -> None:
+    """Describe the arrays in `part`, which are now whole."""
+    manifest = {
+        "fingerprint": fingerprint,
+        "source": {name: getattr(source, name) for name in FACTS},
+        "files": _stamps(source.files),
+        "checksum": source.checksum(),
+        "arrays": _array_stamps(part),
+    }
+    _write_manifest(part, manifest)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    draft = folder / f"manifest.{os.getpid()}"
+    draft.write_text(json.dumps(manifest, indent=1) + "\n")
+    draft.replace(folder / "manifest.json")
+
+
+def _array_stamps(folder: Path) -> dict[str, list[int] | None]:
+    return {Path(path).name: stamp for path, stamp in _stamps(folder / f"{name}.npy" for name in ARRAYS).items()}
+
+
+def _open(folder: Path, fingerprint: str) -> Source | str:
+    """Map what `folder` keeps; or say why it has to be written."""
+    if not folder.exists():
+        return "it is not there yet"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["fingerprint"] != fingerprint or manifest["files"] != _stamps(map(Path, manifest["files"])):
+            return "the data, or what reads it, has changed"
+        values: dict[str, Any] = {name: map_array(folder / f"{name}.npy") for name in ARRAYS}
+        values |= {name: values[name].clone() for name in ARRAYS if name.endswith("targets")}  # small, and often used
+        values |= {name: tuple(v) if isinstance(v, list) else v for name, v in manifest["source"].items()}
+        source = Source(**values, files=tuple(map(Path, manifest["files"])))
+        if (stamps := _array_stamps(folder)) != manifest["arrays"]:
+            log.info("reading all of %s, whose files were copied or changed", folder)
+            if source.checksum() != manifest["checksum"]:
+                return "it is damaged: its checksum is not the recorded one"
+            with suppress(OSError):  # a folder that can only be read is verified again
+                _write_manifest(folder, manifest | {"arrays": stamps})
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        return f"it is damaged: {error}"
+    return replace(source, known_checksum=manifest["checksum"])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that writes `folder`. The lock goes with the process, however that ends."""
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): {ELSEWHERE}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process, which writes %s", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

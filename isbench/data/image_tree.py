@@ -1,0 +1,192 @@
+"""Folders of images, one per class, in the layout and order of torchvision.datasets.ImageFolder, as a data set on disk.
+
+Decoded once, in parallel, a row after the other, so that a process that is killed leaves whole rows from which the next
+one goes on. It is all done again when an image has come, gone, or changed in size or time.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from isbench.data.cache import ARRAYS, digest, growing, map_array, mapped
+from isbench.data.folders import NUM_THREADS, in_threads, progress, read_square
+from isbench.data.source import Residency, Source
+from isbench.errors import ConfigError, DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+DECODING = 1  # to be raised when other pixels are made of the same file
+NUM_NAMED = 3  # damaged images in a message
+
+
+class ImageFile(NamedTuple):
+    """An image and what tells whether it has changed."""
+
+    label: str
+    path: str
+    size: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """What a folder of images holds, class after class; `split` says how it was divided."""
+
+    classes: list[str]
+    train: list[ImageFile]
+    test: list[ImageFile]
+    split: str
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with the split and with the name, size or time of an image."""
+        hasher = hashlib.blake2b(b"%d" % DECODING, digest_size=8)
+        for images in (self.train, self.test):
+            hasher.update(b"%d" % len(images))
+            for image in images:
+                hasher.update(repr(tuple(image)).encode())
+        return hasher.hexdigest()
+
+
+def kept(root: Path, side: int, test_share: float, cache_dir: Path, residency: Residency) -> Source:
+    """Return the images of `root` as `residency` needs them, decoded unless they are in the cache; not normalised.
+
+    Raises:
+        ConfigError: they do not fit into memory and would have to.
+        DataError: there are not two classes of images, or some are damaged.
+    """
+    root = root.resolve()  # the same images by whatever name
+    tree = find_images(root, test_share)
+    num_bytes = 3 * side**2 * (len(tree.train) + len(tree.test))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if residency != "disk" and num_bytes > memory:
+        raise ConfigError(
+            f"dataset.residency={residency}: the images take {num_bytes / 1e9:,.1f} GB, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory; use dataset.residency=disk"
+        )
+
+    def write(part: Path) -> Source:
+        number = {label: index for index, label in enumerate(tree.classes)}
+        unreadable = []
+        for images, split in ((tree.train, "train"), (tree.test, "test")):
+            unreadable += decode(images, part / f"{split}_inputs.npy", side)
+            targets = np.array([number[image.label] for image in images])
+            with growing(part / f"{split}_targets.npy", targets.shape, targets.dtype) as (file, done):
+                file.write(targets[done:].data)
+        if unreadable:
+            more = f" and {len(unreadable) - NUM_NAMED:,} more" if len(unreadable) > NUM_NAMED else ""
+            raise DataError(
+                f"{len(unreadable):,} of {len(tree.train) + len(tree.test):,} images cannot be read: "
+                f"{', '.join(unreadable[:NUM_NAMED])}{more}; replace or delete them"
+            )
+        provenance = f"images of {root.name}, {tree.split}, centre {side} x {side}"
+        arrays: dict[str, Any] = {name: map_array(part / f"{name}.npy") for name in ARRAYS}
+        return Source("image_folder", **arrays, num_classes=len(tree.classes), mean=(), std=(), provenance=provenance)
+
+    folder = cache_dir / f"{root.name}-{side}-{digest(str(root), tree.split)[:8]}"
+    source = mapped(folder, tree.fingerprint(), write)
+    return source if residency == "disk" else source.in_memory()
+
+
+def find_images(root: Path, test_share: float) -> ImageTree:
+    """Return what is in `root`: train/ and val/ (or test/) with one folder per class, or only such folders.
+
+    Of these, `test_share` of the images of each class are held out, evenly spaced in their order.
+
+    Raises: DataError where there are not two classes with images in both parts.
+    """
+    if not root.is_dir():
+        raise DataError(f"dataset.path: there is no folder {root}; unless absolute, it is looked for in data_dir")
+    held_out = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    has_train = (root / "train").is_dir()
+    if has_train and held_out:
+        train, test = (list(chain.from_iterable(_images_by_class(root / name))) for name in ("train", held_out))
+        split = f"train and {held_out}"
+    elif has_train and any(path.is_dir() for path in (root / "train").iterdir()):
+        raise DataError(f"{root} has train/ but neither val/ nor test/: add one of them, with the same classes")
+    else:
+        train, test = [], []
+        for images in _images_by_class(root):
+            for rank, image in enumerate(images):
+                is_test = int((rank + 1) * test_share) > int(rank * test_share)
+                (test if is_test else train).append(image)
+        split = f"{test_share:g} of each class held out"
+    classes = sorted({image.label for image in train})
+    if len(classes) < 2:
+        raise DataError(f"{root} has one class only, {classes[0]}: a folder for each of two classes is needed")
+    unknown = sorted({image.label for image in test} - set(classes))
+    if unknown:
+        raise DataError(f"{root / str(held_out) / unknown[0]}: {root / 'train'} has no such class; add or remove it")
+    if not test:
+        raise DataError(f"{root} has no class large enough to hold out dataset.test_share={test_share} of it; raise it")
+    return ImageTree(classes, train, test, split)
+
+
+def decode(images: Sequence[ImageFile], path: Path, side: int) -> list[str]:
+    """Write the squares of `images` to a .npy file, (N, 3, side, side) uint8, from where a killed process stopped.
+
+    Returns: what is wrong with images that cannot be read. They are tried again when the same file is written again.
+
+    Raises: DataError where the file cannot be written.
+    """
+    blank = np.zeros((3, side, side), dtype=np.uint8)
+
+    def read(image: ImageFile) -> np.ndarray | str:
+        try:
+            return read_square(Path(image.path), side)
+        except Exception as error:  # PIL raises almost anything over a damaged file
+            return f"{image.path} ({error})"
+
+    with growing(path, (len(images), *blank.shape), blank.dtype) as (file, done):
+        unread = path.with_suffix(".unread")  # positions, each written before the blank row that stands for its image
+        with open(unread, "a") as note, progress(f"decoding {path.stem}", len(images)) as show:
+            for position, square in enumerate(in_threads(read, images[done:]), start=done):
+                if isinstance(square, str):
+                    print(position, file=note, flush=True)
+                    square = blank
+                file.write(square.data)
+                show(position + 1)
+        complaints = []
+        for position in sorted({int(line) for line in unread.read_text().split()}):
+            square = read(images[position])
+            if isinstance(square, str):
+                complaints.append(square)
+            else:
+                file.seek((position - len(images)) * blank.nbytes, os.SEEK_END)
+                file.write(square.data)
+        if not complaints:
+            unread.unlink()
+    return complaints
+
+
+def _images_by_class(folder: Path) -> list[list[ImageFile]]:
+    """Return the images of each class, a sub-folder of `folder`, in order. Many stat calls: threads wait together."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"{folder} has no folders of images, one for each class")
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(_images_of_class, classes))
+
+
+def _images_of_class(folder: Path) -> list[ImageFile]:
+    def refuse(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    images = []
+    for parent, _, names in sorted(os.walk(folder, onerror=refuse, followlinks=True)):
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES):
+                path = os.path.join(parent, name)
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    refuse(error)
+                images.append(ImageFile(folder.name, path, status.st_size, status.st_mtime_ns))
+    if not images:
+        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return images

@@ -1,0 +1,227 @@
+"""The processes (ranks) that train one run together, one for each device; mostly there is one.
+
+Every rank draws the whole global batch from the same streams and learns from signals gathered from all ranks, so that
+a sampler's state is the same on each of them and the same as on one device: nothing in a sampler knows of ranks. What
+they divide is the work that costs: fetching examples, passes through the network, and gradients, each rank its own
+part of every batch and pool. Torch's DistributedDataParallel averages the gradients.
+"""
+
+import os
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from isbench.types import Batch, Forward
+
+Anything = TypeVar("Anything")
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """Examples whose inputs each rank fetches as far as it needs them. It stands wherever a `Batch` does."""
+
+    indices: Tensor  # (n,) int64
+    targets: Tensor  # (n,) int64
+    views: Tensor  # (n, V) float32
+    fetch: Callable[[Tensor, Tensor | None], Batch]  # from indices and views
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The inputs of all examples (n, ...), on every rank: only for methods that look at inputs themselves."""
+        return self.fetch(self.indices, self.views).inputs
+
+    def take(self, positions: Tensor) -> "SharedBatch":
+        """Return the examples at `positions` (k,), repeats allowed."""
+        return SharedBatch(self.indices[positions], self.targets[positions], self.views[positions], self.fetch)
+
+    def join(self, other: "SharedBatch") -> "SharedBatch":
+        """Return these examples and then those of another batch."""
+        pairs = zip((self.indices, self.targets, self.views), (other.indices, other.targets, other.views), strict=True)
+        return SharedBatch(*(torch.cat(pair) for pair in pairs), self.fetch)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all that train the run. Every method is called on all ranks, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the record, checkpoints and what people read."""
+        return self.rank == 0
+
+    def part(self, examples: Any) -> Any:
+        """Return this rank's part of a tensor (n, ...), batch or range of examples; of a shared batch, fetched.
+
+        Parts are equal, but that the last ones may be shorter or empty.
+        """
+        if self.size == 1:
+            return examples
+        length = -(-len(examples) // self.size)
+        mine = slice(self.rank * length, (self.rank + 1) * length)
+        if isinstance(examples, SharedBatch):
+            return examples.fetch(examples.indices[mine], examples.views[mine])
+        if isinstance(examples, Batch):
+            return Batch(*(tensor[mine] for tensor in vars(examples).values()))
+        return examples[mine]
+
+    def gather(self, parts: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+        """Return the whole (n, ...) float32 of each tensor of which this rank has a part; one exchange for all."""
+        if self.size == 1 or not parts:
+            return parts
+        columns = {
+            name: part.float().flatten(1) if part.ndim > 1 else part.float()[:, None] for name, part in parts.items()
+        }
+        mine = torch.cat(list(columns.values()), dim=1)
+        length = -(-n // self.size)
+        padded = mine.new_zeros(length, mine.shape[1])
+        padded[: len(mine)] = mine
+        whole = mine.new_empty(length * self.size, mine.shape[1])
+        dist.all_gather_into_tensor(whole, padded)
+        pieces = whole[:n].split([column.shape[1] for column in columns.values()], dim=1)
+        return {
+            name: piece.reshape(n, *part.shape[1:]) for (name, part), piece in zip(parts.items(), pieces, strict=True)
+        }
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the ranks' numbers. They wait for each other."""
+        if self.size == 1:
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return float(number)
+
+    def first(self, value: Anything) -> Anything:
+        """Return what the first rank has."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def list_all(self, value: Anything) -> list[Anything]:
+        """Return what each rank has."""
+        values = [value]
+        if self.size > 1:
+            values = [value] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def attempt(self, function: Callable[[], Anything]) -> Anything:
+        """Call a function. If it fails on one rank it fails on all, so that none waits for another in vain."""
+        if self.size == 1:
+            return function()
+        try:
+            result, error = function(), None
+        except Exception as mistake:
+            error = mistake
+        errors = [mistake for mistake in self.list_all(error) if mistake is not None]
+        if errors:
+            errors[0].is_shared = True  # type: ignore[attr-defined] # so that one of them says it
+            raise errors[0]
+        return result
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the first one's buffers."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def averaged(self, model: nn.Module, run: Callable[[Tensor], Forward], share_buffers: bool) -> Callable:
+        """Return `run`, which passes inputs through `model`, such that backward passes average the ranks' gradients.
+
+        Args:
+            share_buffers: also take the first rank's buffers before each pass.
+        """
+        if self.size == 1:
+            return run
+        return DistributedDataParallel(_Pass(model, run), broadcast_buffers=share_buffers, gradient_as_bucket_view=True)
+
+
+ALONE = Ranks()
+
+
+class _Pass(nn.Module):
+    """A pass through a network as a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module, run: Callable[[Tensor], Forward]):
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, inputs: Tensor) -> Forward:
+        return self.run(inputs)
+
+
+class LateMaximum:
+    """The largest of the ranks' latest numbers, read one push late so that no rank waits for a slower one."""
+
+    def __init__(self, first: float):
+        self._latest = torch.tensor(first, dtype=torch.float64)
+        self._work: dist.Work | None = None
+
+    def push(self, value: float) -> float:
+        """Send a number; return the largest of those that were sent before it, at first the one given then."""
+        largest = self.wait()
+        self._latest = torch.tensor(value, dtype=torch.float64)
+        self._work = dist.all_reduce(self._latest, dist.ReduceOp.MAX, async_op=True)
+        return largest
+
+    def wait(self) -> float:
+        """Return the largest of the numbers that were sent last."""
+        if self._work is not None:
+            self._work.wait()
+        return float(self._latest)
+
+
+def join() -> Ranks:
+    """Join the processes that torchrun, or srun with several tasks, started together."""
+    if dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        read_slurm(os.environ)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return ALONE
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return join()
+
+
+def read_slurm(variables: MutableMapping[str, str]) -> None:
+    """Say in torch's words what srun said in SLURM's. What is set already stays: torchrun inside a task wins."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    job = SlurmJobEnvironment()
+    step = int(variables["SLURM_JOB_ID"]) * 10 + int(variables["SLURM_STEP_ID"])
+    place = {
+        "MASTER_ADDR": job.hostnames[0],
+        "MASTER_PORT": 20_000 + step % 10_000,  # below the ports that systems give out by themselves
+        "RANK": job.global_rank,
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": job.local_rank,
+    }
+    for name, value in place.items():
+        variables.setdefault(name, str(value))

@@ -1,0 +1,315 @@
+"""One run on several processes: what they draw, learn and record must be what one process would."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from isbench.build import Parts, build
+from isbench.recording.record import effective_rows, last_status, read_rows
+from isbench.training.ranks import Ranks, join, read_slurm
+from isbench.types import Batch
+from tests.conftest import SAMPLERS, TickClock, compose_config, tiny_overrides
+from tests.test_run import MACHINE
+from tests.test_run import RUN as LONG_RUN
+
+SIZE = 2
+RUN = (*LONG_RUN, "budget.limit=120", "evaluation.points=24")
+UPDATES = 12
+BATCH_NORM = ("model=cnn7", "model.dropout=0", "numerics.channels_last=false")
+CASES = {sampler: tiny_overrides(sampler) for sampler in SAMPLERS}
+CASES["odd batches and slots"] = [*tiny_overrides("upper_bound"), "batch_size=15", "slots=240", "augmentation=crop"]
+for name in ("uniform", "rais"):  # plain and weighted batch norm
+    overrides = [word for word in tiny_overrides(name) if "model" not in word]
+    CASES[f"batch norm, {name}"] = [*overrides, *BATCH_NORM]
+UNSYNCED = [*CASES["batch norm, uniform"], "sync_norm=false"]
+UNBIASED = {
+    "uniform": ["sampler.replacement=true"],
+    "upper_bound": ["sampler.tau_threshold=1"],
+    "prioritized": ["sampler.beta=1", "sampler.normalize=false"],
+    "rais": ["sampler.outlier_threshold=null"],
+}
+
+
+def few_updates(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
+    """Train a little; return the draws and what has become of the model."""
+    parts = build(compose_config(*overrides), torch.device("cpu"), TickClock(), ranks)
+    parts.warm_up()
+    draws = []
+    for _ in range(UPDATES):
+        draw = parts.sampler.draw(parts.progress)
+        parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
+        gain = parts.sampler.gain()
+        parts.step.update(0.02 * gain)
+        parts.progress.updates += 1
+        parts.progress.effective_updates += gain
+        parts.progress.examples_trained += len(draw.batch)
+        draws.append((draw.batch.indices, draw.weights))
+    scores = parts.workspace.score_dataset("loss")
+    return {
+        "indices": torch.cat([indices for indices, _ in draws]),
+        "weights": torch.cat([weights for _, weights in draws]),
+        "parameters": torch.cat([p.detach().flatten() for p in parts.model.parameters()]),
+        "buffers": [buffer.clone() for buffer in parts.model.buffers()],
+        "scores": scores,
+        "scored": parts.progress.examples_scored,
+    }
+
+
+def standard_errors(overrides: list[str], ranks: Ranks, draws: int = 300) -> Tensor:
+    """Return how many standard errors the mean weighted gradient is from the whole set's, along 20 directions."""
+    parts = build(compose_config(*overrides), torch.device("cpu"), TickClock(), ranks)
+    for _ in range(60):  # so that methods with a memory have one
+        parts.take_update()
+        parts.progress.updates += 1
+        parts.progress.examples_trained += 16
+    whole = torch.cat([gradient.flatten() for gradient in parts.workspace.mean_gradient()])
+    directions = torch.randn(20, len(whole), generator=torch.Generator().manual_seed(0))
+    projections = torch.stack([directions @ gradient_of_a_draw(parts) for _ in range(draws)])
+    return (projections.mean(0) - directions @ whole) / (projections.std(0) / draws**0.5)
+
+
+def gradient_of_a_draw(parts: Parts) -> Tensor:
+    draw = parts.sampler.draw(parts.progress)
+    parts.step.compute_gradient(draw, parts.sampler.reweight)
+    return torch.cat([p.grad.flatten() for p in parts.model.parameters() if p.grad is not None])
+
+
+def in_one_of_two(rank: int, port: int, folder: str) -> None:
+    """Be one of two processes; leave what came out in a file."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ranks = join()
+    assert (ranks.rank, ranks.size) == (rank, SIZE)
+    found = {
+        "trained": {name: few_updates(overrides, ranks) for name, overrides in CASES.items()},
+        "unsynced": few_updates(UNSYNCED, ranks),
+        "errors": {
+            name: standard_errors([*tiny_overrides(name), *choices], ranks) for name, choices in UNBIASED.items()
+        },
+        "parts": [ranks.part(torch.arange(7)), ranks.part(torch.arange(1))],
+        "gathered": ranks.gather({"a": ranks.part(torch.arange(7)), "b": ranks.part(torch.ones(7, 2, 3))}, 7),
+        "largest": ranks.largest(float(rank)),
+        "failed": failure(ranks),
+    }
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    os._exit(0)  # as the command line leaves
+
+
+def failure(ranks: Ranks) -> str:
+    """Return what all ranks hear if the last one fails."""
+
+    def fail_on_the_last() -> int:
+        if not ranks.is_first:
+            raise ValueError("no such thing")
+        return 1
+
+    try:
+        return str(ranks.attempt(fail_on_the_last))
+    except ValueError as error:
+        return f"error: {error}"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict[str, Any]]:
+    """Return what each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(in_one_of_two, (free_port(), str(folder)), nprocs=SIZE)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_does(name: str, two) -> None:
+    alone = few_updates(CASES[name], Ranks())
+    first, second = (found["trained"][name] for found in two)
+    assert torch.equal(first["indices"], alone["indices"]) and first["scored"] == alone["scored"]
+    for key in ("weights", "parameters", "scores"):
+        torch.testing.assert_close(first[key], alone[key], rtol=2e-4, atol=2e-5)
+    for shared, own in zip(first["buffers"], alone["buffers"], strict=True):
+        torch.testing.assert_close(shared, own, rtol=2e-4, atol=2e-5)
+    for key in ("indices", "weights", "parameters", "scores"):
+        assert torch.equal(first[key], second[key])
+
+
+def test_batch_norm_over_each_process_part_is_another_network_but_the_same_on_both(two) -> None:
+    first, second = (found["unsynced"] for found in two)
+    synced = two[0]["trained"]["batch norm, uniform"]
+    assert torch.equal(first["parameters"], second["parameters"]) and torch.equal(first["scores"], second["scores"])
+    assert torch.equal(first["indices"], synced["indices"])
+    assert not torch.allclose(first["parameters"], synced["parameters"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_the_mean_weighted_gradient_is_the_whole_sets(name: str, two) -> None:
+    for found in two:
+        assert found["errors"][name].abs().max() < 4
+
+
+def test_parts_are_put_together_in_order(two) -> None:
+    assert [found["parts"][0].tolist() for found in two] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert [found["parts"][1].tolist() for found in two] == [[0], []]
+    for found in two:
+        assert found["gathered"]["a"].tolist() == list(range(7)) and found["gathered"]["b"].shape == (7, 2, 3)
+        assert found["largest"] == 1
+
+
+def test_what_fails_on_one_fails_on_all(two) -> None:
+    assert [found["failed"] for found in two] == ["error: no such thing"] * 2
+
+
+def test_slurm_says_where_the_others_are() -> None:
+    variables = {"SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "MASTER_ADDR": "10.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_PROCID", "3")
+        patch.setenv("SLURM_LOCALID", "1")
+        read_slurm(variables)
+    assert variables["MASTER_ADDR"] == "10.0.0.1"  # what the user says stays
+    assert (variables["RANK"], variables["LOCAL_RANK"], variables["WORLD_SIZE"]) == ("3", "1", "4")
+
+
+# Whole runs
+
+
+def start_two(folder: Path, *overrides: str) -> list[subprocess.Popen]:
+    """Start a run on two processes, as torchrun would, but so that each can be watched and signalled."""
+    place = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "isbench", *RUN, f"runs_dir={folder}", *overrides]
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(SIZE)
+    ]
+
+
+def finish_two(folder: Path, *overrides: str) -> Path:
+    processes = start_two(folder, *overrides)
+    said = [process.communicate(timeout=200) for process in processes]
+    assert codes(processes) == [0, 0], said
+    assert not any(said[1])  # the first process speaks for both
+    (record,) = folder.rglob("record.jsonl")
+    return record
+
+
+def codes(processes: list[subprocess.Popen]) -> list[int]:
+    """Wait for the end of processes and return their exit codes."""
+    for process in processes:
+        if process.returncode is None:
+            process.communicate(timeout=100)
+    return [process.returncode for process in processes]
+
+
+def wait_for_rows(folder: Path, count: int) -> Path:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        for path in folder.rglob("record.jsonl"):
+            if sum(row["kind"] == "evaluation" for row in read_rows(path)) >= count:
+                return path
+        time.sleep(0.01)
+    raise AssertionError("the run wrote no rows")
+
+
+def results(path: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in MACHINE} for row in effective_rows(read_rows(path))]
+
+
+def close_to(rows: list[dict], others: list[dict]) -> bool:
+    return len(rows) == len(others) and all(
+        row[key] == pytest.approx(other[key], rel=0.02, abs=0.01)
+        for row, other in zip(rows, others, strict=True)
+        for key in ("updates", "examples_trained", "examples_scored", "train_loss", "test_error")
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Iterator[Path]:
+    yield finish_two(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_an_interrupted_run_continues_bit_for_bit_also_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
+    processes = start_two(tmp_path)
+    path = wait_for_rows(tmp_path, 3)
+    processes[1].send_signal(signal.SIGTERM)  # one is told, both stop at the same update
+    assert codes(processes) == [1, 1]
+    assert last_status(read_rows(path))[0] == "interrupted"  # type: ignore[index]
+    rows = len(results(path))
+    processes = start_two(tmp_path)
+    wait_for_rows(tmp_path, rows + 3)
+    for process in processes:
+        process.kill()
+    assert codes(processes) == [-signal.SIGKILL] * SIZE
+    assert results(finish_two(tmp_path)) == results(undisturbed)
+
+
+def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path: Path) -> None:
+    processes = start_two(tmp_path)
+    wait_for_rows(tmp_path, 10)
+    processes[0].send_signal(signal.SIGTERM)
+    assert codes(processes) == [1, 1]
+    subprocess.run([sys.executable, "-m", "isbench", *RUN, f"runs_dir={tmp_path}"], check=True, capture_output=True)
+    (record,) = tmp_path.rglob("record.jsonl")
+    assert [row["environment"]["ranks"] for row in read_rows(record) if row["kind"] == "start"] == [2, 1]
+    assert close_to(results(record), results(undisturbed))
+
+
+def test_torchrun_and_a_budget_in_seconds(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={SIZE}",
+        "-m",
+        "isbench",
+    ]
+    words = [*RUN, f"runs_dir={tmp_path}", "budget.unit=seconds", "budget.limit=2", "evaluation.points=4"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.rglob("record.jsonl")
+    seconds = [row["train_seconds"] for row in effective_rows(read_rows(record))]
+    assert len(seconds) == 5 and 2 <= seconds[-1] < 4
+
+
+def test_mistakes_are_said_once(tmp_path: Path) -> None:
+    processes = start_two(tmp_path, "batch_size=1")
+    first, second = (process.communicate(timeout=100) for process in processes)
+    assert codes(processes) == [1, 1]
+    assert first == ("", "isbench: batch_size=1 is smaller than the number of processes (2)\n")
+    assert second == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shared_batch_is_one_batch() -> None:
+    parts = build(compose_config(*tiny_overrides("uniform"), "augmentation=crop"), torch.device("cpu"), TickClock())
+    workspace = parts.workspace
+    workspace.ranks = Ranks(1, 2)
+    indices = torch.arange(9)
+    shared = workspace.fetch(indices)
+    whole = parts.dataset.fetch(indices, shared.views)
+    assert torch.equal(shared.inputs, whole.inputs)
+    some = torch.tensor([8, 0, 0, 5])
+    assert torch.equal(shared.take(some).inputs, whole.take(some).inputs)
+    assert torch.equal(shared.take(some).join(shared).inputs, whole.take(some).join(whole).inputs)
+    mine = workspace.ranks.part(shared)
+    assert isinstance(mine, Batch)
+    assert torch.equal(mine.inputs, whole.inputs[5:]) and mine.indices.tolist() == [5, 6, 7, 8]
