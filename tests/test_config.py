@@ -58,7 +58,7 @@ def test_every_choice_composes_and_binds(group: str, choice: str) -> None:
     if isinstance(node, dict) and "_target_" in node:
         assert node["name"] == choice
         parameters = inspect.signature(locate(node["_target_"])).parameters
-        assert set(node) - {"name", "_target_"} <= set(parameters)
+        assert set(node) - {"name", "_target_", "residency"} <= set(parameters)
 
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)

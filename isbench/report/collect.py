@@ -143,7 +143,7 @@ def _training_images(start: dict[str, Any]) -> Any:
     Raises UserError where they are not those it was trained on.
     """
     node = start["config"]["dataset"]
-    options = {key: value for key, value in node.items() if key not in ("name", "_target_", "download")}
+    options = {key: value for key, value in node.items() if key not in ("name", "_target_", "download", "residency")}
     source = resolve_name(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
     if source.checksum() != start["data"]["checksum"]:
         raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")
