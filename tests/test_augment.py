@@ -56,6 +56,12 @@ def test_apply_is_pure(choice, images):
     assert torch.allclose(first.float(), singly.float(), atol=1e-3)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=name)
+def test_no_images_stay_none(choice):
+    none = torch.empty(0, 3, 12, 9, dtype=torch.uint8)
+    assert choice.apply(none, draw(choice, 0)).shape == none.shape
+
+
 @pytest.mark.parametrize("padding", ["zeros", "edge"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_shift_moves_pixels_then_mirrors(images, padding, flip):

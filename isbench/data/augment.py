@@ -77,7 +77,7 @@ class Shift(Augmentation):
             images = F.pad(images, [self.pixels] * 4)
             rows, columns = rows + self.pixels, columns + self.pixels
         flat = rows.unsqueeze(2) * images.shape[3] + columns.unsqueeze(1)  # (k, H, W)
-        flat = flat.view(k, 1, -1).expand(-1, channels, -1)
+        flat = flat.flatten(1).unsqueeze(1).expand(-1, channels, -1)
         return images.flatten(2).gather(2, flat).view(k, channels, height, width)
 
     def offset(self, views: Tensor) -> Tensor:
@@ -132,6 +132,8 @@ class Rotation(Augmentation):
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
     """Rotate (k, C, H, W) counter-clockwise by angles (k,) in radians: bilinear, black outside; float32, same units."""
+    if not len(images):  # torch has no grid for none
+        return images.float()
     height, width = images.shape[2:]
     sin, cos, zero = angles.sin(), angles.cos(), torch.zeros_like(angles)
     # The affine map takes a point of the output to its source, both in units of half the width and half the height.
