@@ -154,9 +154,10 @@ class Comparison(NamedTuple):
 def comparisons(runs: Runs) -> list[Comparison]:
     """Split the runs into the sets of curves that belong in one figure, the baseline first within each."""
     finished = frozenset(runs.runs.loc[runs.runs["status"] == "finished", "run_id"])
-    alone = frozenset(runs.runs.loc[runs.runs["alone"], "run_id"])
     found = []
     for (dataset, model), rows in runs.rows.groupby(["dataset", "model"]):
+        ids = runs.runs["run_id"].isin(rows["run_id"])
+        alone = frozenset(runs.runs.loc[ids & runs.runs["alone"], "run_id"])
         names = sorted(rows["arm"].unique(), key=lambda name: (name != "uniform", name))
         arms = {name: [curve for _, curve in rows[rows["arm"] == name].groupby("run_id")] for name in names}
         found.append(Comparison(f"{dataset} \N{MIDDLE DOT} {model}", rows, arms, finished, alone))

@@ -42,24 +42,27 @@ SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
-    """Test error and train loss, against seconds and against epochs, per data set and model."""
+    """Test error and train loss, against seconds where any run was timed and against epochs, per data set and model."""
     found, drawn = comparisons(runs), styles(runs.runs["arm"])
-    figure = Figure(figsize=(7.6, 5.6 * max(1, len(found))), layout="constrained")
-    parts = figure.subfigures(max(1, len(found)), squeeze=False)[:, 0]
-    for part, comparison in zip(parts, found, strict=False):
-        panels = part.subplots(2, 2)
-        for axes, x in zip(panels, (SECONDS, EPOCHS), strict=True):
+    places = [(SECONDS, EPOCHS) if comparison.alone else (EPOCHS,) for comparison in found]
+    heights = [2.8 * len(place) for place in places] or [2.8]
+    figure = Figure(figsize=(7.6, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for part, comparison, place in zip(parts, found, places, strict=False):
+        panels = part.subplots(len(place), 2, squeeze=False)
+        for axes, x in zip(panels, place, strict=True):
             for panel, y in zip(axes, (ERROR, LOSS), strict=True):
                 draw_comparison(panel, comparison, x, y, drawn)
-        part.suptitle(comparison.title, fontweight="bold")
+        untimed = "" if comparison.alone else " (not timed: the runs shared the machine)"
+        part.suptitle(comparison.title + untimed, fontweight="bold")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
     tables = [
         _band_table(comparison.counted(arm, x), x, y, comparison.floor(y)).assign(
             dataset=comparison.rows["dataset"].iloc[0], model=comparison.rows["model"].iloc[0], arm=arm
         )
-        for comparison in found
-        for x in (SECONDS, EPOCHS)
+        for comparison, place in zip(found, places, strict=True)
+        for x in place
         for y in (ERROR, LOSS)
         for arm in comparison.arms
     ]
