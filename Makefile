@@ -1,13 +1,13 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench results report lint format lock clean
+.PHONY: help setup demo test test-faults test-cluster bench results report lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the pinned packages (once; the other targets do it when needed)
 
@@ -22,6 +22,13 @@ demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then wri
 
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
+
+test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew README's account of it (under 20 minutes)
+	@$(BIN)/python -m tests.faults
+	@$(BIN)/python scripts/readme.py
+
+test-cluster: $(STAMP) ## test grids on a real SLURM, which is installed and started for it (Debian, root; 10 to 15 minutes)
+	@$(BIN)/python -m pytest -m cluster -rs tests/cluster
 
 results: $(STAMP) ## collect the runs of experiments into results/, report on them, renew README
 	@$(BIN)/python -m isbench.report.collect

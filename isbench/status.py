@@ -51,12 +51,14 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="all experiments unless given")
     parser.add_argument("-m", action="store_true", help="the words are those of `python -m isbench -m ...`")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (runs)")
-    arguments = parser.parse_args()
-    overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}"]
+    parser.add_argument("--config-dir", "-cd", type=Path, help="a folder of your own yaml files")
+    arguments = parser.parse_intermixed_args()
+    own = [f"hydra.searchpath=[file://{arguments.config_dir.absolute()}]"] if arguments.config_dir else []
+    overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}", *own]
     names = [word for word in arguments.words if "=" not in word]
     try:
         if arguments.m:
-            print(table("grid", arguments.words))
+            print(table("grid", [*arguments.words, *own]))
         elif names:
             print("\n\n".join(table(name, [f"experiment={name}", *overrides]) for name in map(find, names)))
         else:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import isbench
-from isbench import cli, grid
+from isbench import cli, grid, status
 from isbench.config import config_folder
 from isbench.errors import ConfigError, UserError
 from isbench.recording.record import effective_rows, last_status, read_rows
@@ -195,6 +195,10 @@ def test_a_grid_of_arms(own: str, monkeypatch, tmp_path: Path, capsys) -> None:
     plain = ["-m", *TINY, f"runs_dir={tmp_path}/runs", "group=tiny", "budget.limit=30", "seed=0,1"]
     assert call(monkeypatch, *plain, "sampler=uniform") is None
     assert "grid: 2 of 2 runs are finished\n" in capsys.readouterr().err
+    for words in (["-m", "experiment=tiny", f"runs_dir={tmp_path}/runs"], ["tiny", f"--runs-dir={tmp_path}/runs"]):
+        monkeypatch.setattr(sys, "argv", ["status", own, *words, *command[3:-1], "budget.limit=30"])
+        status.main()
+        assert "runs: 6 finished;" in capsys.readouterr().out
 
 
 def test_every_end_is_accounted_for(own: str, monkeypatch, tmp_path: Path, capsys) -> None:

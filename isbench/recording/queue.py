@@ -32,7 +32,7 @@ LONGEST_PAUSE_SECONDS = 30.0  # between two looks at the queue: SLURM answers ev
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job as squeue knows it: `state` is PENDING, RUNNING and so on, `reason` says what it waits for."""
+    """A job as squeue knows it: `state` is PENDING, RUNNING and so on, `reason` says what it waits for, if known."""
 
     id: str
     state: str
@@ -56,7 +56,8 @@ def squeue(*options: str) -> list[SlurmJob]:
         raise UserError("no SLURM here: squeue is not installed; launcher=local runs in turn") from None
     except subprocess.CalledProcessError as error:
         raise UserError(" ".join(error.stderr.split())) from error
-    return [SlurmJob(*line.split(maxsplit=2)) for line in lines]
+    columns = [line.split(maxsplit=2) for line in lines]
+    return [SlurmJob(job_id, state, reason if reason != "None" else "") for job_id, state, reason in columns]
 
 
 def note(runs_dir: Path, job_id: str, run_id: str) -> None:
