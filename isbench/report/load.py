@@ -180,7 +180,7 @@ def _scalar(value: Any) -> str | int | float | bool | None:
 
 def _keyed(row: dict[str, Any], run: pd.Series) -> dict[str, Any]:
     """Return a row that begins with KEYS, which are those of its run whatever it holds."""
-    keys = run[KEYS].to_dict()
+    keys = {str(key): value for key, value in run[KEYS].items()}
     return keys | row | keys
 
 

@@ -57,7 +57,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: a file that cannot be read, or that is whole and holds more than a checkpoint may.
     """
-    damaged = []
+    damaged: list[Path] = []
     for name in NAMES:
         path = folder / name
         try:

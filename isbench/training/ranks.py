@@ -45,8 +45,12 @@ class SharedBatch:
 
     def join(self, other: "SharedBatch") -> "SharedBatch":
         """Return these examples and then those of another batch."""
-        pairs = zip((self.indices, self.targets, self.views), (other.indices, other.targets, other.views), strict=True)
-        return SharedBatch(*(torch.cat(pair) for pair in pairs), self.fetch)
+        return SharedBatch(
+            torch.cat([self.indices, other.indices]),
+            torch.cat([self.targets, other.targets]),
+            torch.cat([self.views, other.views]),
+            self.fetch,
+        )
 
 
 @dataclass(frozen=True)
