@@ -43,7 +43,7 @@ def experiment_table() -> str:
             others = Counter(other["verdict"] for other in findings[1:])
             cells = (
                 f"`{experiment.id}`",
-                f"{found['text']} ({found['arms']})",
+                found["text"] + ("" if f"({found['arm']})" in found["text"] else f" ({found['arms']})"),
                 found["reported"],
                 found["ours"],
                 str(found["n"]),
