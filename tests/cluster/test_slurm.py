@@ -249,3 +249,15 @@ def test_a_refusal_of_slurm_is_one_line(tmp_path: Path) -> None:
     assert said.splitlines()[-1].startswith(
         "isbench: launcher=slurm: sbatch: error: invalid partition specified: wrong"
     )
+
+
+def test_a_run_on_two_nodes_is_requeued_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the names of these nodes do not resolve
+    few = ("sampler=upper_bound", "hydra.launcher.nodes=2", "budget.limit=300", "evaluation.points=10")
+    grid = submit(tmp_path, *few)
+    record = in_training(tmp_path, "upper_bound")
+    slurm("scontrol", "requeue", job_of(record))
+    finish(grid)
+    rows = read_rows(record)
+    assert [row["environment"]["ranks"] for row in rows if row["kind"] == "start"] == [2, 2]
+    assert ends(record) == ["interrupted", "finished"]
