@@ -90,7 +90,7 @@ def _overview(inventory: Sequence[Experiment], results: Path, found: dict[str, l
     rows = "".join(
         f'<tr data-paper="{each.paper}"><th scope="row"><a href="#{each.id}">{each.id}</a></th>'
         f'<td class="text wrap">{escape(each.shows)}</td><td class="text">{_state_tag(each, results / each.id)}</td>'
-        f'<td class="text">{_tags(found[each.id])}</td></tr>'
+        f'<td class="text wrap">{_tags(found[each.id])}</td></tr>'
         for each in inventory
     )
     return _table({"id": "text", "shows": "text", "state": "text", "verdicts": "text"}, rows)
