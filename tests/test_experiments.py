@@ -84,7 +84,7 @@ def test_every_run_belongs_to_its_experiment_and_fits_its_constructors(experimen
         for group in CHOSEN:
             node = getattr(job.config, group)
             target = locate(node["_target_"])
-            arguments = {key: value for key, value in node.items() if key not in ("name", "_target_")}
+            arguments = {key: value for key, value in node.items() if key not in ("name", "_target_", "residency")}
             values = check_arguments(group, target, arguments, GIVEN.get(group, ()))
             if group not in GIVEN:  # made without data or network
                 target(**values)
