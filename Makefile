@@ -17,8 +17,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then write the report (under 4 minutes)
 	@echo "demo: 3 samplers x 3 seeds, 12 s of training each, on data that comes with the packages"
-	@$(BIN)/python -m isbench -m experiment=demo
-	@$(BIN)/python -m isbench.report runs/demo
+	@$(BIN)/python -m isbench -m experiment=demo group=my_demo  # runs of the group demo are kept in results/
+	@$(BIN)/python -m isbench.report runs/my_demo
 
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
