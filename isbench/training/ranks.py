@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from isbench.errors import ConfigError
 from isbench.types import Batch, Forward
 
 Anything = TypeVar("Anything")
@@ -201,7 +202,11 @@ class LateMaximum:
 
 
 def join() -> Ranks:
-    """Join the processes that torchrun, or srun with several tasks, started together."""
+    """Join the processes that torchrun, or srun with several tasks, started together.
+
+    Raises:
+        ConfigError: they cannot find each other.
+    """
     if dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -210,7 +215,13 @@ def join() -> Ranks:
         return ALONE
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).partition("\n")[0].split())
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}"
+        ) from None
     return join()
 
 
