@@ -142,7 +142,7 @@ def load_source(node: dict[str, Any], data_dir: str) -> Source:
 
 def initial_model(node: dict[str, Any], dataset: ResidentDataset, seed: int) -> Classifier:
     """Return the network with weights that depend on the run's seed alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # weights are made on the CPU
         torch.manual_seed(derive_seed(seed, "init"))
         return instantiate("model", node, input_shape=dataset.input_shape, num_classes=dataset.num_classes)
 

@@ -1,16 +1,12 @@
 """Engines against eager code. A tape of operations stands in for CUDA graphs: like them, it never runs Python again."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from isbench import build
 from isbench.errors import ConfigError
@@ -19,6 +15,7 @@ from isbench.models.mlp import MLP
 from isbench.training.engine import Engine, memory_format
 from isbench.types import Batch
 from tests.conftest import build_parts, same_state, train_parts
+from tests.pretend_gpu import Tape
 
 CPU = torch.device("cpu")
 TINY = ("dataset=synthetic", "dataset.num_examples=160", "model=lenet", "batch_size=16", "budget.limit=25")
@@ -29,35 +26,6 @@ SAMPLERS = {
     "impon": ("sampler=impon", "sampler.bank_size=40"),
     "sizes that change": ("sampler=presample_constant_variance", "sampler.extra_fraction=0"),
 }
-
-
-class Tape(TorchDispatchMode):
-    """Every operation of one call, with its arguments and results; `replay` repeats them in the same memory."""
-
-    made = 0
-
-    def __init__(self, function: Callable[[Any], dict[str, Tensor]], given: Any):
-        super().__init__()
-        self.operations: list[tuple[Any, tuple, dict, Any]] = []
-        self.replays = 0
-        with self:
-            self.outputs = function(given)
-        Tape.made += 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def replay(self) -> dict[str, Tensor]:
-        self.replays += 1
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old is not new:
-                    old.copy_(new)
-        return self.outputs
 
 
 @pytest.fixture

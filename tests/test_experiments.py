@@ -1,5 +1,6 @@
 """The published tables and figures: each is one yaml and one row of the inventory, and every run of it can be had."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from isbench.report.inventory import INVENTORY, Experiment
 from isbench.report.plots import DRAWINGS
 from isbench.training.run import run
 from tests.conftest import TINY_POOLS
+from tests.pretend_gpu import pretend_gpu
 
 FOLDER = config_folder() / "experiment"
 PAPERS = ("sgds", "is", "impon", "rais")
@@ -132,7 +134,7 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
         numerics=Numerics(threads=1),
         logging=Logging(mode="off"),
         runs_dir=str(folder),
-        device="cpu",
+        device="auto",
     )
 
 
@@ -140,10 +142,11 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
 @pytest.mark.parametrize(
     "experiment", [each for each in INVENTORY if each.id not in SAME_PATHS], ids=lambda experiment: experiment.id
 )
-def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Experiment, tmp_path) -> None:
+def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Experiment, tmp_path, monkeypatch) -> None:
     configs = [job.config for job in jobs_of(experiment)]
     for config in {(config.model["name"], config.sampler["_target_"]): config for config in configs}.values():
         if config.model["name"] == "efficientnet_lite0":
             pytest.importorskip("timm")
-        outcome = run(reduced(config, tmp_path))
+        with pretend_gpu(monkeypatch) if "a GPU" in experiment.needs else nullcontext():
+            outcome = run(reduced(config, tmp_path))
         assert outcome.status == "finished", outcome.reason

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isbench.samplers.base import last_of_repeats
 from isbench.samplers.compiled import compiled, inlined
 
 FAN_OUT = 16
@@ -61,11 +62,7 @@ class SumTree(nn.Module):
             _update(all_nodes.numpy(), self._starts, items.numpy(), weights.numpy())
             return
         for nodes, values in zip(all_nodes, weights, strict=True):
-            # The last of the repeats wins on any device: positions compete in the leaves, which are overwritten next.
-            positions = torch.arange(len(items), dtype=torch.float64, device=items.device)
-            nodes.scatter_reduce_(0, items, positions, "amax", include_self=False)
-            last = nodes.index_select(0, items).long()
-            nodes.index_copy_(0, items, values.index_select(0, last))
+            nodes.index_copy_(0, items, last_of_repeats(items, values))
             above = items
             for below, start in zip(self._levels(nodes), self._starts[1:].tolist(), strict=True):
                 above = above // FAN_OUT

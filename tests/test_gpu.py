@@ -1,0 +1,68 @@
+"""Whole runs on a GPU that is not there, and the same runs without it: the same bits, and nothing that CUDA refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from isbench.recording.record import read_rows
+from isbench.training.run import run
+from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
+from tests.pretend_gpu import GPU, pretend_gpu
+
+IMAGES = ("dataset.num_examples=64", "dataset.num_test=16", "budget.limit=6", "evaluation.points=2")
+
+
+def losses(overrides: list[str], folder: Path, device: str = "cpu") -> list[float]:
+    """Train a run; return its losses at the evaluations."""
+    outcome = run(replace(compose_config(*overrides), device=device, runs_dir=str(folder / device)))
+    assert outcome.status == "finished", outcome.reason
+    rows = read_rows(outcome.folder / "record.jsonl")
+    return [row[name] for row in rows if row["kind"] == "evaluation" for name in ("train_loss", "test_loss")]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers(sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*tiny_overrides(sampler), "augmentation=crop"]
+    with pretend_gpu(monkeypatch):
+        found = losses(overrides, tmp_path, "cuda")
+    assert found == losses(overrides, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("model=cnn7", "augmentation=rotation"),
+        ("model=cnn7", "sampler=rais", "sampler.fit_examples=32", "augmentation=rotation"),
+        ("model=lenet", "optimizer=adam", "clip_norm=1", "label_smoothing=0.1"),
+        ("model=lenet", "slots=100", "augmentation=flip_crop_cutout"),
+        ("model=lenet", "dataset.residency=host", "augmentation=shift_flip"),
+        ("model=lenet", "numerics=fast"),
+        ("model=lenet", "numerics.engine=eager"),
+    ],
+    ids=" ".join,
+)
+def test_models_and_data(choices: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*(each for each in TINY if "hidden" not in each), *IMAGES, *choices]
+    with pretend_gpu(monkeypatch):
+        found = losses(overrides, tmp_path, "cuda")
+    assert all(torch.tensor(found).isfinite())
+
+
+def test_the_pretended_gpu_refuses_what_a_real_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(True)
+    with pretend_gpu(monkeypatch):
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert (there + there).device == there.t().device == GPU and here.to("cuda").is_cuda and not here.is_cuda
+        assert (there * torch.tensor(2.0)).is_cuda and there.cpu().numpy().sum() == 3
+        for mistake in (
+            lambda: there + here,
+            lambda: here[there.long()],
+            lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
+            lambda: torch.rand(3, generator=torch.Generator("cuda")),
+            lambda: there.numpy(),
+            lambda: there.scatter_reduce(0, there.long(), there, "amax"),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                mistake()
