@@ -260,6 +260,13 @@ def test_band_is_the_t_interval_where_all_seeds_are():
     assert np.isnan(band(curves[:1], SECONDS, ERROR).low).all()
 
 
+def test_curves_are_straight_on_a_logarithmic_axis_too():
+    curve = pd.DataFrame({"train_seconds": [0.0, 10.0], "test_error": [0.9, 0.001]})
+    logarithms = np.log(band([curve], SECONDS, ERROR, is_log=True).mean)
+    np.testing.assert_allclose(np.diff(logarithms, 2), 0, atol=1e-9)
+    assert np.allclose(np.diff(band([curve], SECONDS, ERROR).mean, 2), 0)
+
+
 def test_styles_are_fixed_and_distinct():
     assert len(set(STYLES.values())) == len(STYLES)
     drawn = styles(["loss pool_size=640", "uniform", "loss pool_size=320"])

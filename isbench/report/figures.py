@@ -108,15 +108,19 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def band(curves: list[pd.DataFrame], x: Quantity, y: Quantity, floor: float = 0.0) -> Band:
-    """Average the seeds' curves where all of them have values. The lower bound is cut at `floor`."""
+def band(curves: list[pd.DataFrame], x: Quantity, y: Quantity, floor: float = 0.0, is_log: bool = False) -> Band:
+    """Average the seeds' curves where all of them have values. The lower bound is cut at `floor`.
+
+    Between evaluations a seed's curve is the straight line that is drawn, on a logarithmic axis too.
+    """
     known = [curve[[x.column, y.column]].dropna() for curve in curves]
     known = [curve for curve in known if len(curve)]
     if not known:
         return Band(*[np.empty(0)] * 4)
     start, stop = max(c[x.column].iloc[0] for c in known), min(c[x.column].iloc[-1] for c in known)
     grid = np.linspace(start, stop, GRID_POINTS) if start < stop else np.empty(0)
-    values = np.array([np.interp(grid, curve[x.column], curve[y.column] * y.scale) for curve in known])
+    scale, inverse = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
+    values = np.array([inverse(np.interp(grid, c[x.column], scale(c[y.column] * y.scale))) for c in known])
     intervals = np.array([t_interval(column)[:2] for column in values.T]).reshape(-1, 2)
     mean, half_width = intervals.T
     return Band(grid, mean, np.maximum(mean - half_width, floor), mean + half_width)
@@ -146,9 +150,18 @@ class Comparison(NamedTuple):
         seeds = self.seeds(arm, x)
         return [curve for curve in seeds if curve["run_id"].iloc[0] in self.finished] or seeds
 
-    def floor(self, y: Quantity) -> float:
-        """Return where bands are cut: 0, or just below the data on a logarithmic axis."""
-        return float(self.rows[y.column].min()) * y.scale / 2 if suits_log(self.rows[y.column]) else 0.0
+    def is_timed(self) -> bool:
+        """Say whether every arm has a curve that may be drawn against seconds."""
+        return all(self.seeds(arm, SECONDS) for arm in self.arms)
+
+    def is_log(self, y: Quantity) -> bool:
+        """Say whether `y` has a logarithmic axis."""
+        return suits_log(self.rows[y.column])
+
+    def band(self, arm: str, x: Quantity, y: Quantity) -> Band:
+        """Return an arm's mean, with a band that is cut at 0, or just below the data on a logarithmic axis."""
+        floor = float(self.rows[y.column].min()) * y.scale / 2 if self.is_log(y) else 0.0
+        return band(self.counted(arm, x), x, y, floor, self.is_log(y))
 
 
 def comparisons(runs: Runs) -> list[Comparison]:
@@ -167,12 +180,11 @@ def comparisons(runs: Runs) -> list[Comparison]:
 def draw_comparison(panel: Axes, comparison: Comparison, x: Quantity, y: Quantity, drawn: dict[str, Style]) -> None:
     """Draw the arms of a comparison on one pair of axes, and say how many runs are left out."""
     for arm in reversed(comparison.arms):  # the baseline on top
-        mean = band(comparison.counted(arm, x), x, y, comparison.floor(y))
-        draw_band(panel, arm, comparison.seeds(arm, x), mean, x, y, drawn[arm])
+        draw_band(panel, arm, comparison.seeds(arm, x), comparison.band(arm, x, y), x, y, drawn[arm])
     left_out = sum(len(curves) - len(comparison.seeds(arm, x)) for arm, curves in comparison.arms.items())
     if left_out:
         panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
-    if suits_log(comparison.rows[y.column]):
+    if comparison.is_log(y):
         logarithmic(panel)
     panel.set(xlabel=x.label, ylabel=y.label)
     panel.set_xlim(left=0)
@@ -229,7 +241,7 @@ def interactive(comparison: Comparison, y: Quantity, drawn: dict[str, Style]) ->
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         xaxis={**axis, "title": {"text": SECONDS.label}, "rangemode": "tozero"},
-        yaxis={**axis, "title": {"text": y.label}, **(log_axis if suits_log(comparison.rows[y.column]) else {})},
+        yaxis={**axis, "title": {"text": y.label}, **(log_axis if comparison.is_log(y) else {})},
     )
     return figure
 
@@ -238,7 +250,7 @@ def _traces(comparison: Comparison, arm: str, x: Quantity, y: Quantity, style: S
     seeds = [curve[[x.column, y.column]] for curve in comparison.seeds(arm, x)]
     gap = pd.DataFrame({x.column: [np.nan], y.column: [np.nan]})  # lifts the pen between seeds
     thin = pd.concat([gap, *(part for curve in seeds for part in (curve, gap))])
-    middle = band(comparison.counted(arm, x), x, y, comparison.floor(y))
+    middle = comparison.band(arm, x, y)
     spread = (middle.high - middle.low) / 2
     unit = " s" if x is SECONDS else " epochs"
     mean = f"<b>{arm}</b> %{{y:.4g}} \N{PLUS-MINUS SIGN} %{{customdata:.2g}}<br>at %{{x:.4g}}{unit}<extra></extra>"

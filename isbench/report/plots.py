@@ -20,6 +20,7 @@ from isbench.report.figures import (
     INK,
     LOSS,
     SECONDS,
+    Band,
     Comparison,
     Drawing,
     Drawn,
@@ -42,9 +43,9 @@ SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
-    """Test error and train loss, against seconds where any run was timed and against epochs, per data set and model."""
+    """Test error and train loss, against seconds where all arms were timed and against epochs, per data set and model."""
     found, drawn = comparisons(runs), styles(runs.runs["arm"])
-    places = [(SECONDS, EPOCHS) if comparison.alone else (EPOCHS,) for comparison in found]
+    places = [(SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,) for comparison in found]
     heights = [2.8 * len(place) for place in places] or [2.8]
     figure = Figure(figsize=(7.6, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
@@ -53,12 +54,12 @@ def curves(runs: Runs) -> Drawn:
         for axes, x in zip(panels, place, strict=True):
             for panel, y in zip(axes, (ERROR, LOSS), strict=True):
                 draw_comparison(panel, comparison, x, y, drawn)
-        untimed = "" if comparison.alone else " (not timed: the runs shared the machine)"
+        untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
         part.suptitle(comparison.title + untimed, fontweight="bold")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
     tables = [
-        _band_table(comparison.counted(arm, x), x, y, comparison.floor(y)).assign(
+        _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(
             dataset=comparison.rows["dataset"].iloc[0], model=comparison.rows["model"].iloc[0], arm=arm
         )
         for comparison, place in zip(found, places, strict=True)
@@ -87,10 +88,9 @@ def overhead_and_gain(runs: Runs) -> Drawn:
                 (axes[2], LOSS, paced, EQUIVALENT),
             ):
                 if arm != "uniform" or y is LOSS:
-                    floor = 0.0 if y is LOSS else -np.inf
-                    mean = band(lines, x, y, floor)
+                    mean = band(lines, x, y, 0.0 if y is LOSS else -np.inf)
                     draw_band(panel, arm, lines, mean, x, y, drawn[arm])
-                    tables.append(_band_table(lines, x, y, floor).assign(title=comparison.title, arm=arm))
+                    tables.append(_band_table(mean, x, y, len(lines)).assign(title=comparison.title, arm=arm))
                 panel.set(xlabel=x.label, ylabel=y.label)
         axes[1].set_title(comparison.title, fontweight="bold")
         axes[2].legend()
@@ -243,11 +243,9 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
             yield both.assign(overhead_percent=100 * (ratio - 1))
 
 
-def _band_table(seeds: list[pd.DataFrame], x: Quantity, y: Quantity, floor: float) -> pd.DataFrame:
-    """Return a band as rows of x, mean, low and high, every fourth point of it, with what it shows and its n."""
-    values = band(seeds, x, y, floor)
-    table = pd.DataFrame(values._asdict()).iloc[::4]
-    return table.assign(axis=x.column, quantity=y.column, n=len(seeds))
+def _band_table(values: Band, x: Quantity, y: Quantity, n: int) -> pd.DataFrame:
+    """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
+    return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n)
 
 
 def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
