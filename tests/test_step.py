@@ -11,7 +11,7 @@ from isbench.models.cnn import LeNet
 from isbench.models.mlp import MLP
 from isbench.signals import CrossEntropy
 from isbench.training.engine import Engine
-from isbench.training.optimizers import adam, parameter_groups, sgd
+from isbench.training.optimizers import adam, parameter_groups, penalty, sgd
 from isbench.training.step import TrainStep
 from isbench.types import Batch, Draw
 
@@ -118,3 +118,16 @@ def test_weight_decay_conventions() -> None:
     assert [p.ndim for p in rest["params"]] == [1] * 5 and rest["weight_decay"] == 0
     with pytest.raises(ConfigError, match="all or kernels"):
         adam(model, lr=0.1, decayed="some")
+
+
+def test_the_penalty_is_what_weight_decay_descends() -> None:
+    model = LeNet((1, 28, 28), 10)
+    optimizer = sgd(model, lr=1.0, weight_decay=0.2, decayed="kernels")
+    before = [p.detach().clone() for p in model.parameters()]
+    expected = sum(0.1 * float(p.double().square().sum()) for p in before if p.ndim > 1)
+    assert penalty(optimizer) == pytest.approx(expected, rel=1e-12)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old * (0.8 if old.ndim > 1 else 1.0))

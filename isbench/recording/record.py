@@ -30,6 +30,7 @@ COLUMNS: tuple[str, ...] = (
     "learning_rate",
     "gain",
     "train_loss",
+    "objective",  # train loss and weight decay's penalty
     "test_loss",
     "test_error",
     "concurrent_runs",  # the most so far, on the same device; 1 is alone

@@ -135,6 +135,7 @@ def _share(run: Run, baseline: None, claim: Claim, first_epoch: str, decile: str
 QUANTITIES: dict[str, Quantity] = {
     "test_error": Quantity(_own("test_error"), scale=100, unit="%"),
     "train_loss": Quantity(_own("train_loss")),
+    "objective": Quantity(_own("objective")),
     "test_loss": Quantity(_own("test_loss")),
     "train_loss_ratio": Quantity(_ratio("train_loss"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
     "test_error_ratio": Quantity(_ratio("test_error"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
@@ -148,6 +149,7 @@ QUANTITIES: dict[str, Quantity] = {
     "relative_variance": Quantity(_relative_variance, neutral=1, gain=-1, is_ratio=True),
     "share": Quantity(_share, scale=100, unit="%"),
 }
+OPEN = {"reproduced": "better", "opposite sign": "worse", "not reproduced": "no difference shown"}  # claims of no paper
 HELD = {"speedup": " in {}{}", "time_overhead": ""}
 PROBED = ("correlation", "squared_error_ratio", "relative_variance", "share")
 
@@ -215,6 +217,7 @@ def check(claim: Claim, runs: Runs) -> Finding:
     }
     misses = int((values == 0).sum()) if name == "speedup" else 0
     verdict = judge(quantity, claim.published, low, high, len(values))
+    verdict = OPEN.get(verdict, verdict) if claim.is_open else verdict
     if not len(values) and left_out["shared the machine"]:
         verdict = "not timed"
     finding = Finding(claim, value, low, high, len(values), misses, verdict, "")

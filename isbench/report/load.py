@@ -48,6 +48,7 @@ MACHINE = (
     "gpu",
     "shared_gpu",
 )
+YOUNG = ("objective",)  # columns that results collected before they were recorded lack
 ROW_TYPES = {"seed": "int64", **dict.fromkeys(COLUMNS, float)}
 RUN_TYPES = {
     **{"seed": "int64", "attempts": "int64", "seconds": float, "alone": bool},
@@ -112,6 +113,7 @@ def read_results(folder: Path) -> Runs:
         raise UserError(f"{folder} holds no {FILES[1]}: collect its runs first, python -m isbench.report.collect")
     try:
         rows, runs = (pd.read_parquet(folder / name) for name in FILES[:2])
+        rows = rows.assign(**{name: np.nan for name in YOUNG if name not in rows})
         kept = Runs(_typed(rows, ROW_TYPES), _typed(runs, RUN_TYPES, (*PROVENANCE, *MACHINE)))
         return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
     except (OSError, TypeError, ValueError) as error:  # Arrow's own errors are ValueErrors

@@ -43,7 +43,7 @@ SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
-    """Test error and train loss, against seconds where all arms were timed and against epochs, per data set and model."""
+    """Test error and train loss against epochs, and against seconds where all arms were timed; per data and model."""
     found, drawn = comparisons(runs), styles(runs.runs["arm"])
     places = [(SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,) for comparison in found]
     heights = [2.8 * len(place) for place in places] or [2.8]

@@ -49,3 +49,11 @@ def adam(
     """Return Adam (Kingma and Ba 2015) over the trainable parameters of `model`."""
     groups = parameter_groups(model, weight_decay, decayed)
     return torch.optim.Adam(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+
+
+@torch.no_grad()
+def penalty(optimizer: torch.optim.Optimizer) -> float:
+    """Return the sum of (weight_decay / 2) |w|^2 over the parameter groups: what weight decay adds to the loss."""
+    groups = [(group["weight_decay"], group["params"]) for group in optimizer.param_groups]
+    squares = [decay / 2 * p.double().square().sum() for decay, params in groups if decay for p in params]
+    return float(torch.stack(squares).sum()) if squares else 0.0

@@ -32,6 +32,7 @@ from isbench.training.budget import Boundaries
 from isbench.training.evaluate import evaluate
 from isbench.training.loop import train
 from isbench.training.neighbours import counted, device_name
+from isbench.training.optimizers import penalty
 from isbench.training.ranks import Ranks, join
 
 log = getLogger("isbench")
@@ -382,6 +383,7 @@ class Attempt:
             learning_rate=learning_rate,
             gain=gain,
             train_loss=train_loss,
+            objective=train_loss + penalty(parts.optimizer),
             test_loss=test_loss,
             test_error=test_error,
             concurrent_runs=self.concurrent_runs(),
