@@ -6,8 +6,7 @@ captured, whatever waits for the device or copies to it. Speed, memory, streams 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +16,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-
-from isbench import build
-from isbench.training.engine import WARM_UP_CALLS, Engine
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 READS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__contains__", "is_nonzero", "equal"}
@@ -132,18 +128,12 @@ def asked_device(arguments: Any) -> torch.device | None:
     return None
 
 
-class Tape(TorchDispatchMode):
-    """Every operation of one call, with its arguments and results; `replay` repeats them in the same memory."""
+class Recording(TorchDispatchMode):
+    """Every operation inside it, with its arguments and results; `replay` repeats them in the same memory."""
 
-    made = 0
-
-    def __init__(self, function: Callable[[Any], dict[str, Tensor]], given: Any):
+    def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, tuple, dict, Any]] = []
-        self.replays = 0
-        with self:
-            self.outputs = function(given)
-        Tape.made += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -151,13 +141,27 @@ class Tape(TorchDispatchMode):
         return result
 
     @torch.no_grad()
-    def replay(self) -> dict[str, Tensor]:
-        self.replays += 1
+    def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old is not new:
                     old.copy_(new)
+
+
+class Tape:
+    """One call, recorded: what stands in for isbench.training.engine.CudaGraph."""
+
+    made = 0
+
+    def __init__(self, function: Callable[[Any], dict[str, Tensor]], given: Any):
+        self.recording = Recording()
+        with self.recording:
+            self.outputs = function(given)
+        Tape.made += 1
+
+    def replay(self) -> dict[str, Tensor]:
+        self.recording.replay()
         return self.outputs
 
 
@@ -181,22 +185,21 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let torch find one GPU."""
     gpu = PretendGPU()
 
-    class Graph(Tape):
-        def __init__(self, function: Callable[[Any], dict[str, Tensor]], given: Any):
-            for _ in range(WARM_UP_CALLS):
-                function(given)
-            gpu.is_capturing = True
-            try:
-                super().__init__(function, given)
-            finally:
-                gpu.is_capturing = False
+    @contextmanager
+    def capture(graph: Recording) -> Iterator[None]:
+        gpu.is_capturing = True
+        try:
+            with graph:
+                yield
+        finally:
+            gpu.is_capturing = False
 
     def nothing(*args: Any) -> None:
         pass
 
     properties = SimpleNamespace(name="pretended", uuid="pretended")
+    stream = SimpleNamespace(wait_stream=nothing)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "Engine", partial(Engine, make_graph=Graph))
         patch.setattr(torch, "Generator", PretendGenerator)
         patch.setattr(torch.nn.RNNBase, "flatten_parameters", nothing)  # cuDNN's
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", nothing)
@@ -207,5 +210,10 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
         patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         patch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=nothing, synchronize=nothing))
+        patch.setattr(torch.cuda, "Stream", lambda: stream)
+        patch.setattr(torch.cuda, "current_stream", lambda: stream)
+        patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        patch.setattr(torch.cuda, "CUDAGraph", Recording)
+        patch.setattr(torch.cuda, "graph", capture)
         with gpu:
             yield

@@ -1,13 +1,18 @@
 """Whole runs on a GPU that is not there, and the same runs without it: the same bits, and nothing that CUDA refuses."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from isbench.errors import ConfigError
+from isbench.models.mlp import MLP
 from isbench.recording.record import read_rows
+from isbench.training.engine import Engine
 from isbench.training.run import run
+from isbench.types import Batch
 from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
 from tests.pretend_gpu import GPU, pretend_gpu
 
@@ -48,6 +53,24 @@ def test_models_and_data(choices: tuple[str, ...], tmp_path: Path, monkeypatch: 
     with pretend_gpu(monkeypatch):
         found = losses(overrides, tmp_path, "cuda")
     assert all(torch.tensor(found).isfinite())
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda batch: {"x": batch.inputs * batch.inputs.sum().item()},
+        lambda batch: {"x": batch.inputs[batch.targets == 0]},
+        lambda batch: {"x": batch.inputs * torch.tensor([2.0], device="cuda")},
+        lambda batch: {"x": batch.inputs.cpu()},
+    ],
+)
+def test_what_no_graph_can_hold_is_one_line(mistake: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch):
+        engine = Engine(MLP((1, 4, 4), 3), "graphed", device=GPU)
+        tensors = (torch.arange(2), torch.ones(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), torch.empty(2, 0))
+        batch = Batch(*(tensor.to(GPU) for tensor in tensors))
+        with engine.warm_up(), pytest.raises(ConfigError, match="use numerics.engine=eager: .* not permitted"):
+            engine.captured(mistake)(batch)
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_does(monkeypatch: pytest.MonkeyPatch) -> None:

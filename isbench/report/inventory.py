@@ -505,4 +505,12 @@ INVENTORY: tuple[Experiment, ...] = (
         remarks="MNIST and rot-MNIST; the paper also shows CIFAR-10 and CIFAR-100. Digits of rot-MNIST are generated "
         "from MNIST where the published sample is not at hand.",
     ),
+    Experiment(
+        "rais_examples_full",
+        "rais",
+        "Figure 1: examples drawn rarely and often, CIFAR-10 and CIFAR-100",
+        (),
+        figure="examples",
+        needs=GPU,
+    ),
 )

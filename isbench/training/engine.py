@@ -43,7 +43,11 @@ def memory_format(channels_last: bool | None, precision: str, device: torch.devi
 
 
 class CudaGraph:
-    """One call of `function(given)`, recorded; `replay` repeats it on the same memory."""
+    """One call of `function(given)`, recorded; `replay` repeats it on the same memory.
+
+    Raises:
+        ConfigError: there is something in it that a graph cannot hold.
+    """
 
     def __init__(self, function: Callable[[Given], Tensors], given: Given):
         side = torch.cuda.Stream()
@@ -53,8 +57,14 @@ class CudaGraph:
                 function(given)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(given)
+        try:
+            with torch.cuda.graph(self.graph):
+                self.outputs = function(given)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"this cannot be a CUDA graph, use numerics.engine=eager: {reason}") from error
 
     def replay(self) -> Tensors:
         self.graph.replay()
