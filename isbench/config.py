@@ -128,7 +128,7 @@ class RunConfig:
     data_dir: str = MISSING
     runs_dir: str = "runs"
     group: str | None = None  # a folder under runs_dir and the group in W&B: the name of the experiment
-    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.grid
+    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.jobs
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -1,112 +1,45 @@
-"""Grids: the runs behind a table or figure, and the Hydra sweeper that makes them.
+"""Running a grid: the Hydra sweeper that runs and accounts for its jobs, and the launcher that gives them to SLURM.
 
-An experiment names its arms in `hydra.sweeper.arms`: the lines of a table or the curves of a figure, each a list of
-overrides. The grid is arms x the cross product of `hydra.sweeper.params` and of what the command line sweeps; the
-command line wins over arms, and arms over params. Seeds are the outer loop and arms the inner one, so that a grid
-stopped half-way compares the same seeds. `arm=a,b` on the command line narrows the grid to these arms. Runs that ended
-and are kept in results/ are not run again, though their folders are not here. Where SLURM runs the jobs, see
+Runs that ended and are kept in results/ are not run again, though their folders are not here. For SLURM see
 docs/cluster.md.
 """
 
-import fcntl
 import itertools
 import logging
 import os
-import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tabulate import tabulate
 
-from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, scratch_dir, validate
+from isbench import locks
+from isbench.config import run_id, scratch_dir
 from isbench.errors import ConfigError, Interrupted, UserError
-from isbench.recording.collected import ENDED, collected_runs
-from isbench.recording.queue import SlurmJob, note, queued, squeue, wait_for
-from isbench.recording.record import last_status, read_rows
+from isbench.jobs import Ending, Job, check_distinct, make_jobs
+from isbench.recording.collected import ENDED
+from isbench.recording.queue import note, queued, squeue, wait_for
 
 log = logging.getLogger("isbench")
-Axes = dict[str, list[str]]  # key -> key=value, once for each value
-Ending = tuple[str, str]  # status and reason
 ELSEWHERE: Ending = ("running", "another process is at work on it")
 
 
 class GridFailed(Exception):
     """Runs of a grid failed or diverged. `args` has one line for each reason."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a grid: what Hydra is told, and what tells it from the others."""
-
-    overrides: list[str]
-    label: str
-    compose: Callable[[Sequence[str]], RunConfig]
-
-    @cached_property
-    def config(self) -> RunConfig:
-        """The configuration, checked. It takes Hydra a while, so that it waits until it is asked for."""
-        return self.compose(self.overrides)
-
-    @property
-    def arm(self) -> str:
-        """The arm, or the sampler where there are no arms."""
-        return self.config.arm or self.config.sampler["name"]
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder. Where the device is left open, a GPU's comes first, if there is a record."""
-        folders = [run_folder(config) for config in self._candidates()]
-        return next((folder for folder in folders if (folder / "record.jsonl").exists()), folders[-1])
-
-    @property
-    def ids(self) -> list[str]:
-        """The run's id, and those that it takes where the device is left open."""
-        return [run_id(config) for config in (self.config, *self._candidates())]
-
-    @property
-    def attempts(self) -> int:
-        """How many processes have begun to work on the run."""
-        return max((row["attempt"] for row in read_rows(self.folder / "record.jsonl")), default=0)
-
-    def status(self, queue: Mapping[str, SlurmJob]) -> Ending:
-        """Return how the run stands, and why; where there is no record here, as results/ has it.
-
-        Args:
-            queue: the jobs that SLURM has, by the id of their run.
-        """
-        rows = read_rows(self.folder / "record.jsonl")
-        kept = {} if rows else collected_runs(self.config.group)
-        last = last_status(rows) if rows else next((kept[key] for key in self.ids if key in kept), None)
-        if last is not None and last[0] in ENDED:
-            return last
-        for slurm_job in (queue[key] for key in self.ids if key in queue):
-            return ("running", "") if slurm_job.state == "RUNNING" else ("queued", slurm_job.reason)
-        if last is not None:
-            return last
-        return ("running" if is_locked(self.folder) else "interrupted" if rows else "missing", "")
-
-    def _candidates(self) -> list[RunConfig]:
-        devices = ("cuda", "cpu") if self.config.device == "auto" else (self.config.device,)
-        return [replace(self.config, device=device) for device in devices]
 
 
 class ArmSweeper(Sweeper):
@@ -266,125 +199,6 @@ def register() -> None:
         Plugins.instance().class_name_to_class[f"hydra_plugins.isbench.{plugin.__name__}"] = plugin
 
 
-def compose_grid(words: Sequence[str]) -> tuple[Path, list[Job]]:
-    """Return the folder of the group and the jobs of `python -m isbench -m WORDS`, without running them."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-    config = loader.load_configuration("config", list(words), RunMode.MULTIRUN)
-    arguments = [word for word in words if not re.match(r"[+~]*hydra[./]", word)]  # those that a sweeper is given
-    jobs = make_jobs(loader, config, config.hydra.sweeper.arms, config.hydra.sweeper.params, arguments)
-    return Path(config.runs_dir, config.group or ""), jobs
-
-
-def make_jobs(
-    loader: ConfigLoader,
-    config: DictConfig,
-    arms: Mapping[str, Sequence[str]],
-    params: Mapping[str, Any],
-    arguments: Sequence[str],
-) -> list[Job]:
-    """Return the jobs of a grid in order.
-
-    Raises:
-        ConfigError: no such arm, or an empty grid.
-    """
-    composed: dict[tuple[str, ...], DictConfig] = {}  # without the seed, for all seeds
-
-    def compose(words: Sequence[str]) -> RunConfig:
-        seeds = [word for word in words if re.fullmatch(r"seed=\d+", word)]
-        others = tuple(word for word in words if word not in seeds)
-        if others not in composed:
-            cfg = loader.load_sweep_config(config, list(others))
-            composed[others] = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        for word in seeds:
-            composed[others].seed = int(word.removeprefix("seed="))
-        return validate(composed[others])
-
-    parser = OverridesParser.create(config_loader=loader)
-    return [Job(words, label, compose) for label, words in expand(parser, arms, params, arguments)]
-
-
-def check_distinct(jobs: Sequence[Job]) -> None:
-    """Compose all jobs.
-
-    Raises:
-        ConfigError: a value out of range, or two jobs that are one run.
-    """
-    seen: dict[Path, Job] = {}
-    for job in jobs:
-        twin = seen.setdefault(run_folder(job.config), job)
-        if twin is not job:
-            raise ConfigError(f"'{twin.label}' and '{job.label}' are one and the same run; leave one of them out")
-
-
-def expand(
-    parser: OverridesParser, arms: Mapping[str, Sequence[str]], params: Mapping[str, Any], arguments: Sequence[str]
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield the label and the overrides of each job of a grid, in order."""
-    given = read_axes(parser, arguments)
-    if len(given.get("experiment", ())) > 1:
-        raise ConfigError(f"{', '.join(given['experiment'])}: run one experiment at a time")
-    chosen = read_arms(parser, arms, given.pop("arm", None))
-    for key in sorted({key for own in chosen.values() for key in own} & set(given)):
-        if "." not in key:
-            raise ConfigError(f"{given[key][0]}: the arms of this grid set {key}; narrow them with arm=a,b instead")
-    swept = {**read_axes(parser, [f"{key}={value}" for key, value in params.items()]), **given}
-    swept = dict(sorted(swept.items(), key=lambda item: item[0] != "seed"))
-    seen = set()
-    for values in itertools.product(*swept.values()):
-        point = dict(zip(swept, values, strict=True))
-        for arm, own in chosen.items():
-            words = list({**point, **own, **{key: point[key] for key in given}}.values())
-            if tuple(words) not in seen:  # an arm may fix what params sweep
-                seen.add(tuple(words))
-                varied = [own.get(key, point[key]) for key in swept if len(swept[key]) > 1]
-                yield " ".join([arm, *varied]).strip() or " ".join(arguments), words
-
-
-def read_axes(parser: OverridesParser, words: Sequence[str]) -> Axes:
-    """Return the values that each key is to take; the last mention of a key counts."""
-    axes: Axes = {}
-    for override in parser.parse_overrides(list(words)):
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            axes[key] = [str(override.input_line)]
-        elif override.is_discrete_sweep():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            raise ConfigError(f"{override.input_line}: name the values, key=1,2 or key=range(3)")
-        if not axes[key]:
-            raise ConfigError(f"{override.input_line}: no values, so that the grid has no runs")
-    return axes
-
-
-def read_arms(
-    parser: OverridesParser, arms: Mapping[str, Sequence[str]], narrowed: list[str] | None
-) -> dict[str, dict[str, str]]:
-    """Return key -> override for each arm, of those in `narrowed` (arm=name each) if it is given.
-
-    An experiment without arms has one, without a name.
-    """
-    for name, overrides in arms.items():
-        if not re.fullmatch(r"[A-Za-z][\w.-]*", str(name)):
-            raise ConfigError(f"hydra.sweeper.arms.{name}: needs a name of letters, digits, '_', '-' and '.'")
-        if not OmegaConf.is_list(overrides) or not all(isinstance(word, str) for word in overrides):
-            raise ConfigError(f"hydra.sweeper.arms.{name}: needs a list of overrides, [key=value, ...]")
-    names = [word.removeprefix("arm=") for word in narrowed or []]
-    for name in names:
-        if name not in arms:
-            hint = nearest(name, arms) if arms else "only an experiment has arms, and not each of them"
-            raise ConfigError(f"arm={name}: no such arm; {hint}")
-    chosen = {}
-    for name in [name for name in arms if name in names or narrowed is None]:
-        axes = read_axes(parser, [*arms[name], f"arm={name}"])
-        for key, values in axes.items():
-            if len(values) > 1:
-                raise ConfigError(f"hydra.sweeper.arms.{name}: {key} needs one value; several make several arms")
-        chosen[name] = {key: value for key, (value,) in axes.items()}
-    return chosen or {"": {}}
-
-
 def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:
     """Return a table of how many runs of each arm ended how, and why any were skipped."""
     counts = Counter((job.arm, status) for job, (status, _) in zip(jobs, endings, strict=True))
@@ -412,25 +226,9 @@ def slot() -> int:
     folder = Path(scratch_dir(), f"grid-{os.getppid()}")
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
-        descriptor = os.open(folder / str(number), os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if locks.keep(folder / str(number)):
             return number
-        except BlockingIOError:
-            os.close(descriptor)
     raise AssertionError
-
-
-def is_locked(folder: Path) -> bool:
-    """Say whether a process is at work in a run folder."""
-    try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 @contextmanager

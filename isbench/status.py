@@ -20,7 +20,7 @@ from tabulate import tabulate
 from isbench.cli import MISTAKES, choices, explain
 from isbench.config import Budget, nearest
 from isbench.errors import ConfigError
-from isbench.grid import Job, compose_grid
+from isbench.jobs import Job, compose_grid
 from isbench.recording.queue import SlurmJob, queued
 from isbench.recording.record import Row, effective_rows, read_rows
 

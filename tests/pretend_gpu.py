@@ -143,7 +143,8 @@ class Recording(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old is not new:
                     old.copy_(new)
@@ -206,8 +207,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "synchronize", nothing)
-        patch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-        patch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+        patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.get_rng_state())
+        patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: torch.set_rng_state(state))
         patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         patch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=nothing, synchronize=nothing))
         patch.setattr(torch.cuda, "Stream", lambda: stream)

@@ -10,7 +10,7 @@ import pytest
 
 from isbench.build import locate
 from isbench.config import CHOSEN, Budget, Evaluation, Logging, Numerics, RunConfig, check_arguments, config_folder
-from isbench.grid import Job, compose_grid
+from isbench.jobs import Job, compose_grid
 from isbench.report.claims import AXES, QUANTITIES
 from isbench.report.inventory import INVENTORY, Experiment
 from isbench.report.plots import DRAWINGS

@@ -22,6 +22,8 @@ import isbench
 from isbench import cli, grid, status
 from isbench.config import config_folder
 from isbench.errors import ConfigError, UserError
+from isbench.jobs import check_distinct, compose_grid
+from isbench.jobs import expand as expand_grid
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
@@ -63,7 +65,7 @@ def choices(tmp_path: Path, monkeypatch) -> Path:
     shutil.copytree(config_folder(), folder, ignore=shutil.ignore_patterns("impon", "is", "rais", "sgds"))
     path = folder / "experiment" / "tiny.yaml"
     path.write_text(EXPERIMENT)
-    monkeypatch.setattr(grid, "config_folder", lambda: folder)
+    monkeypatch.setattr("isbench.jobs.config_folder", lambda: folder)
     monkeypatch.setattr(cli, "config_folder", lambda: folder)
     monkeypatch.setattr(sys, "argv", ["isbench"])
     return path
@@ -71,7 +73,7 @@ def choices(tmp_path: Path, monkeypatch) -> Path:
 
 def expand(arms: dict, params: dict, *arguments: str) -> list[list[str]]:
     parser = OverridesParser.create()
-    return [words for _, words in grid.expand(parser, OmegaConf.create(arms), params, arguments)]
+    return [words for _, words in expand_grid(parser, OmegaConf.create(arms), params, arguments)]
 
 
 def records(folder: Path) -> dict[tuple[str, int], list[dict]]:
@@ -154,21 +156,21 @@ def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str)
 
 @pytest.mark.parametrize("experiment", cli.choices("experiment"))
 def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
-    folder, jobs = grid.compose_grid([f"experiment={experiment}", "runs_dir=runs"])
-    grid.check_distinct(jobs)
+    folder, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
+    check_distinct(jobs)
     assert jobs and folder == Path("runs", experiment.rpartition("/")[2])
 
 
 def test_two_arms_that_are_one_run_are_refused(choices: Path) -> None:
     choices.write_text(EXPERIMENT.replace(ARMS, "      one: [sampler=loss]\n      two: [sampler=loss]\n"))
-    _, jobs = grid.compose_grid(["experiment=tiny", *TINY])
+    _, jobs = compose_grid(["experiment=tiny", *TINY])
     with pytest.raises(ConfigError, match="'one seed=0' and 'two seed=0' are one and the same run"):
-        grid.check_distinct(jobs)
+        check_distinct(jobs)
 
 
 def test_a_seed_composes_as_hydra_would(choices: Path) -> None:
     choices.write_text(EXPERIMENT.replace("group: tiny", "group: tiny/${seed}"))
-    _, jobs = grid.compose_grid(["experiment=tiny", *TINY, "optimizer.lr=0.3", "arm=small_pool"])
+    _, jobs = compose_grid(["experiment=tiny", *TINY, "optimizer.lr=0.3", "arm=small_pool"])
     assert [(job.config.seed, job.config.group) for job in jobs] == [(0, "tiny/0"), (1, "tiny/1")]
     assert {job.config.sampler["pool_size"] for job in jobs} == {32}
     assert {job.config.optimizer["lr"] for job in jobs} == {0.3}
@@ -229,7 +231,7 @@ def test_every_end_is_accounted_for(own: str, monkeypatch, tmp_path: Path, capsy
 
 def test_a_run_that_another_process_trains_is_not_failed(monkeypatch, tmp_path: Path, capsys) -> None:
     command = ["-m", *TINY, "device=cpu", f"runs_dir={tmp_path}", "seed=0,1"]
-    _, jobs = grid.compose_grid(command[1:])
+    _, jobs = compose_grid(command[1:])
     jobs[0].folder.mkdir(parents=True)
     with open(jobs[0].folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -302,7 +304,7 @@ def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:
     def launch(job_overrides, initial_job_idx):
         raise BrokenProcessPool("a worker died")
 
-    _, jobs = grid.compose_grid([*TINY, "seed=0,1", "runs_dir=nowhere"])
+    _, jobs = compose_grid([*TINY, "seed=0,1", "runs_dir=nowhere"])
     monkeypatch.setattr(grid, "make_jobs", lambda *arguments: jobs)
     sweeper = grid.ArmSweeper({}, {})
     sweeper.loader, sweeper.config, sweeper.launcher = None, OmegaConf.create(), SimpleNamespace(launch=launch)

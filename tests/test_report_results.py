@@ -14,7 +14,7 @@ from report_samples import COMMIT, write_run
 
 from isbench.data.sources import mnist5k
 from isbench.errors import UserError
-from isbench.grid import expand
+from isbench.jobs import expand
 from isbench.report import __main__ as report
 from isbench.report import collect
 from isbench.report.figures import MATPLOTLIB

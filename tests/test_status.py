@@ -14,7 +14,7 @@ import pytest
 
 from isbench import status
 from isbench.config import Budget, run_folder, run_id
-from isbench.grid import Job, compose_grid
+from isbench.jobs import Job, compose_grid
 from isbench.recording.queue import SlurmJob
 from isbench.recording.record import Record
 from isbench.training.budget import Budget as TrainingBudget

@@ -7,7 +7,6 @@ time differs, as that of a copy, the bytes are read and must have the recorded c
 """
 
 import ctypes
-import fcntl
 import hashlib
 import inspect
 import json
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isbench import locks
 from isbench.data.source import Source
 from isbench.errors import DataError
 
@@ -223,9 +223,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): {ELSEWHERE}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(lock):
             log.info("waiting for another process, which writes %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks.take(lock, wait=True)
         yield

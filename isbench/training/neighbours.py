@@ -5,7 +5,6 @@ ends. Who arrives counts the locked files and raises the number in each of them,
 while it was there from its own file, at no cost to the clock. The number is the size of the file: it changes at once.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+
+from isbench import locks
 
 
 def device_name(device: torch.device) -> str:
@@ -26,26 +27,19 @@ def counted(folder: Path) -> Iterator[Callable[[], int]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid4().hex}.run"
     with open(folder / "door", "wb") as door:
-        fcntl.flock(door, fcntl.LOCK_EX)  # one arrives at a time
+        locks.take(door, wait=True)  # one arrives at a time
         own = open(path, "wb")
-        fcntl.flock(own, fcntl.LOCK_EX)
-        at_work = [other for other in folder.glob("*.run") if _is_locked(other)]
-        for other in at_work:
+        locks.take(own)
+        others = list(folder.glob("*.run"))
+        at_work = [other for other in others if locks.is_taken(other)]
+        for other in others:
             with suppress(FileNotFoundError):  # it has just ended
-                os.truncate(other, max(other.stat().st_size, len(at_work)))
+                if other in at_work:
+                    os.truncate(other, max(other.stat().st_size, len(at_work)))
+                else:
+                    other.unlink()  # left by one that was killed
     with own:
         try:
             yield lambda: os.fstat(own.fileno()).st_size
         finally:
             path.unlink(missing_ok=True)
-
-
-def _is_locked(path: Path) -> bool:
-    """Say whether a process holds `path`, and remove what a killed one left."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        path.unlink()
-    return False

@@ -1,7 +1,6 @@
 """One run, from a configuration to a finished record: resume, train, look, record, stop cleanly."""
 
 import ctypes
-import fcntl
 import gc
 import math
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from isbench import locks
 from isbench.build import Parts, build, num_parameters, resolve_device
 from isbench.config import Numerics, RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
@@ -165,10 +165,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InUse(f"{folder} is in use by another process") from None
+        if not locks.take(lock):
+            raise InUse(f"{folder} is in use by another process")
         yield
 
 
