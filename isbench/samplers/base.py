@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from isbench.errors import ConfigError
 from isbench.types import Draw, Progress
 
 if TYPE_CHECKING:
@@ -157,6 +158,19 @@ class EpochSampler(Sampler):
         device = self.workspace.device
         self._indices, self._weights = state["indices"].to(device), state["weights"].to(device)
         self._cursor = state["cursor"]
+
+
+def check_pool(workspace: "Workspace", size: int, key: str = "pool_size", at_least: int | None = None) -> None:
+    """Check that a batch (or `at_least` examples) can be chosen from a pool of `size` examples of the training set.
+
+    Raises:
+        ConfigError: naming the sampler's key.
+    """
+    batch_size, num_examples = workspace.batch_size, workspace.num_examples
+    if size < (batch_size if at_least is None else at_least):
+        raise ConfigError(f"sampler.{key}={size} is smaller than batch_size={batch_size}: the batch is taken from it")
+    if size > num_examples:
+        raise ConfigError(f"sampler.{key}={size} is larger than the training set ({num_examples} examples)")
 
 
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:

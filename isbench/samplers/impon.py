@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, last_of_repeats
+from isbench.samplers.base import Sampler, Signals, check_pool, last_of_repeats
 from isbench.types import Batch, Draw, Progress
 
 
@@ -60,11 +60,7 @@ class Impon(Sampler):
         self.observes = ("loss", "weight_norm", "features") if inputs == "features" else ("loss", "weight_norm")
 
     def allocate(self, workspace) -> None:
-        if self.bank_size < workspace.batch_size:
-            raise ConfigError(
-                f"sampler.bank_size={self.bank_size} is smaller than batch_size={workspace.batch_size}: "
-                "the batch is taken from the bank"
-            )
+        check_pool(workspace, self.bank_size, "bank_size")
         if self.inputs == "features":
             size = workspace.num_features
             self.register_buffer("cache", torch.zeros(workspace.num_examples, size))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, categorical, last_of_repeats
+from isbench.samplers.base import Sampler, Signals, categorical, check_pool, last_of_repeats
 from isbench.types import Draw, Progress
 
 
@@ -84,11 +84,7 @@ class LossPredictor(Sampler):
         self.observes = ("loss",)
 
     def allocate(self, workspace) -> None:
-        if self.pool_size < workspace.batch_size:
-            raise ConfigError(
-                f"sampler.pool_size={self.pool_size} is smaller than batch_size={workspace.batch_size}: "
-                "the batch is drawn from the pool"
-            )
+        check_pool(workspace, self.pool_size)
         with torch.device("meta"):  # no numbers are drawn for weights here, so the global stream stays as it is
             predictor = Predictor(workspace.num_classes)
         self.predictor = predictor.to_empty(device=workspace.device)

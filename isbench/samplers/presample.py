@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import LateReading, Sampler, Signals, categorical
+from isbench.samplers.base import LateReading, Sampler, Signals, categorical, check_pool
 from isbench.signals import PER_EXAMPLE, SCORES
 from isbench.types import Batch, Draw, Progress
 
@@ -139,16 +139,7 @@ class Presample(GatedPresample):
 
     def allocate(self, workspace) -> None:
         super().allocate(workspace)
-        if self.pool_size < workspace.batch_size:
-            raise ConfigError(
-                f"sampler.pool_size={self.pool_size} is smaller than batch_size={workspace.batch_size}: "
-                "the batch is drawn from the pool"
-            )
-        if self.pool_size > workspace.num_examples:
-            raise ConfigError(
-                f"sampler.pool_size={self.pool_size} is larger than the training set "
-                f"({workspace.num_examples} examples)"
-            )
+        check_pool(workspace, self.pool_size)
         break_even = (self.pool_size + 3 * workspace.batch_size) / (3 * workspace.batch_size)
         self.tau_threshold = break_even if self.given_threshold is None else self.given_threshold
         self._measured: float | None = None  # in this process; a resumed run goes on with what it began with

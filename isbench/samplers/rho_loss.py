@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler
+from isbench.samplers.base import Sampler, check_pool
 from isbench.types import Draw, Progress
 
 
@@ -44,12 +44,7 @@ class RhoLoss(Sampler):
     def allocate(self, workspace) -> None:
         n, b = workspace.num_examples, workspace.batch_size
         self._size = 10 * b if self.pool_size is None else self.pool_size
-        if self._size < b:
-            raise ConfigError(
-                f"sampler.pool_size={self._size} is smaller than batch_size={b}: the batch is taken from the pool"
-            )
-        if self._size > n:
-            raise ConfigError(f"sampler.pool_size={self._size} is larger than the training set ({n} examples)")
+        check_pool(workspace, self._size)
         self.register_buffer("irreducible", torch.zeros(n) if self.table is None else read_table(self.table, n))
 
     def draw(self, progress: Progress) -> Draw:

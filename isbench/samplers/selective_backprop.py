@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, last_of_repeats
+from isbench.samplers.base import Sampler, check_pool, last_of_repeats
 from isbench.types import Batch, Draw, Progress
 
 
@@ -68,10 +68,7 @@ class SelectiveBackprop(Sampler):
 
     def allocate(self, workspace) -> None:
         self._size = self.pool_size or workspace.batch_size
-        if self._size > workspace.num_examples:
-            raise ConfigError(
-                f"sampler.pool_size={self._size} is larger than the training set ({workspace.num_examples} examples)"
-            )
+        check_pool(workspace, self._size, at_least=1)
         self.register_buffer("history", torch.zeros(self.history_size))
         if self.staleness > 1:
             self.register_buffer("cached", torch.zeros(workspace.num_examples))
