@@ -17,6 +17,7 @@ from isbench.config import RunConfig, config_folder, validate
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
 from isbench.training.loop import train
+from isbench.types import Draw
 
 torch.set_num_threads(1)
 
@@ -77,6 +78,18 @@ def train_parts(parts: Parts, at_boundary: Callable[[float, float], None] = lamb
 
     train(parts.sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, look)
     return boundaries
+
+
+def train_once(parts: Parts, rate: float) -> Draw:
+    """Take one update as the loop does, its gain counted; return its draw."""
+    draw = parts.sampler.draw(parts.progress)
+    parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
+    gain = parts.sampler.gain()
+    parts.step.update(rate * gain)
+    parts.progress.updates += 1
+    parts.progress.effective_updates += gain
+    parts.progress.examples_trained += len(draw.batch)
+    return draw
 
 
 @pytest.fixture

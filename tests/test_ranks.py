@@ -19,7 +19,7 @@ from isbench.build import Parts, build
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.training.ranks import Ranks, join, read_slurm
 from isbench.types import Batch
-from tests.conftest import SAMPLERS, TickClock, compose_config, tiny_overrides
+from tests.conftest import SAMPLERS, TickClock, compose_config, tiny_overrides, train_once
 from tests.test_run import MACHINE
 from tests.test_run import RUN as LONG_RUN
 
@@ -45,16 +45,7 @@ def few_updates(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
     """Train a little; return the draws and what has become of the model."""
     parts = build(compose_config(*overrides), torch.device("cpu"), TickClock(), ranks)
     parts.warm_up()
-    draws = []
-    for _ in range(UPDATES):
-        draw = parts.sampler.draw(parts.progress)
-        parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
-        gain = parts.sampler.gain()
-        parts.step.update(0.02 * gain)
-        parts.progress.updates += 1
-        parts.progress.effective_updates += gain
-        parts.progress.examples_trained += len(draw.batch)
-        draws.append((draw.batch.indices, draw.weights))
+    draws = [(draw.batch.indices, draw.weights) for draw in (train_once(parts, 0.02) for _ in range(UPDATES))]
     scores = parts.workspace.score_dataset("loss")
     return {
         "indices": torch.cat([indices for indices, _ in draws]),

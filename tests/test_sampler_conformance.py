@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isbench.build import Parts
 from isbench.errors import Interrupted
 from isbench.types import Draw
-from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_parts
+from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_once, train_parts
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
@@ -189,13 +189,7 @@ def test_host_reads_are_as_documented(sampler: str, monkeypatch) -> None:
     for _ in range(30):
         before, scored = counter.count, parts.progress.examples_scored
         with counter:
-            draw = parts.sampler.draw(parts.progress)
-            parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
-            gain = parts.sampler.gain()
-        parts.step.update(0.01 * gain)
-        parts.progress.updates += 1
-        parts.progress.effective_updates += gain
-        parts.progress.examples_trained += len(draw.batch)
+            train_once(parts, 0.01)
         per_update.append(counter.count - before)
         per_pool.append((parts.progress.examples_scored - scored) / parts.workspace.batch_size)
     allowed = int(documented[1])
