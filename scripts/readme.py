@@ -12,6 +12,7 @@ import yaml
 
 from isbench.build import locate
 from isbench.cli import summary
+from isbench.report.index import lede
 from isbench.report.inventory import INVENTORY
 from isbench.report.measures import headline
 
@@ -33,7 +34,7 @@ def demo_table() -> str:
 
 
 def experiment_table() -> str:
-    """Return one row per experiment that has been run: its first claim, and how the others fared."""
+    """Return a sentence on all, and one row per experiment that has been run: its first claim, how the others fared."""
     head = ("experiment", "the paper reports (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in INVENTORY:
@@ -51,7 +52,7 @@ def experiment_table() -> str:
                 ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 2 else "No experiment has been run yet."
+    return f"**{lede(INVENTORY, ROOT / 'results')}**\n\n" + "\n".join(lines)
 
 
 def sampler_table() -> str:

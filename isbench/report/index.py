@@ -47,7 +47,7 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         for paper in papers
     )
     main = f"""<h1>Published results, and ours</h1>
-<p class="lede">{escape(_lede(inventory, results, found))}</p>
+<p class="lede">{escape(lede(inventory, results))}</p>
 <div class="controls" role="group" aria-label="paper"><button type="button" aria-pressed="true" data-paper="">All papers
 </button>{buttons}</div>
 {_overview(inventory, results, found)}
@@ -78,11 +78,12 @@ def _findings(folder: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def _lede(inventory: Sequence[Experiment], results: Path, found: dict[str, list[dict]]) -> str:
+def lede(inventory: Sequence[Experiment], results: Path) -> str:
+    """Say how many experiments have been run, and how many claims met which verdict."""
     run = sum((results / experiment.id / FILES[1]).is_file() for experiment in inventory)
-    verdicts = Counter(finding["verdict"] for findings in found.values() for finding in findings)
-    counts = ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items()))
-    start = f"{run} of {len(inventory)} published tables and figures have been run here"
+    verdicts = Counter(found["verdict"] for experiment in inventory for found in _findings(results / experiment.id))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    start = f"{run} of {len(inventory)} experiments on published tables and figures have been run here"
     return f"{start}. Verdicts on their claims: {counts}." if counts else f"{start}."
 
 
