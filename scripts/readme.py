@@ -35,7 +35,7 @@ def demo_table() -> str:
 
 def experiment_table() -> str:
     """Return a sentence on all, and one row per experiment that has been run: its first claim, how the others fared."""
-    head = ("experiment", "the paper reports (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
+    head = ("experiment", "claim (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in INVENTORY:
         path = ROOT / "results" / experiment.id / "verdicts.json"

@@ -28,6 +28,9 @@ KINDS = {  # of verdicts, as the style sheet calls them
     "opposite sign": "failed",
     "not reproduced": "failed",
     "differs": "failed",
+    "better": "finished",
+    "no difference shown": "skipped",
+    "worse": "failed",
 }
 
 
@@ -56,7 +59,8 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
 <li>Intervals are 95 % Student-t intervals over seeds, of ratios on their logs; arms are paired by seed.</li>
 <li><b>reproduced</b>: the interval excludes no effect, in the published direction, and reaches the published size.
 <b>same direction, smaller</b>: it excludes no effect, and stays below. <b>not reproduced</b>: it includes no effect.
-<b>agrees</b>: a published value lies in the interval.</li>
+<b>agrees</b>: a published value lies in the interval. <b>better</b>, <b>worse</b>, <b>no difference shown</b>: on what no
+paper claims.</li>
 <li>A run that shared the machine with another never enters a comparison by seconds.</li>
 </ul></aside>
 """
@@ -116,7 +120,7 @@ def _experiment(experiment: Experiment, folder: Path, findings: list[dict]) -> s
 
 def _claims(findings: list[dict]) -> str:
     names = {
-        "the paper reports": "text",
+        "claim": "text",
         "arms": "text",
         "published": "",
         "ours [95 %]": "",

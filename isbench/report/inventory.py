@@ -12,7 +12,7 @@ class Claim:
     """A published number, or the sign of a published difference, and how ours is measured.
 
     Attributes:
-        text: what the paper reports.
+        text: what the paper reports, or what it leaves open.
         quantity: one of isbench.report.claims.QUANTITIES, with its arguments after colons.
         arm: whose number it is.
         published: None where the paper has at best a plot; the claim is then the direction.

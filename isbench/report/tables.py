@@ -128,7 +128,7 @@ def claims_table(findings: "list[Finding]") -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "the paper reports": finding.claim.text,
+                "claim": finding.claim.text,
                 "arms": finding.arms(),
                 "published": finding.published(),
                 "ours [95 %]": finding.ours(),
