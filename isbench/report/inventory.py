@@ -356,7 +356,7 @@ INVENTORY: tuple[Experiment, ...] = (
         "impon",
         "Figures 2 and 3: test error and train loss against epochs, SVHN",
         _impon_claims(30.0),
-        needs=GPU,
+        needs=f"the files of SVHN and {GPU}",
         remarks=IMPON,
     ),
     Experiment(
@@ -477,7 +477,7 @@ INVENTORY: tuple[Experiment, ...] = (
         "rais",
         "Figures 3 and 4 and Table 1, SVHN",
         (*_table_1((0.0226, 0.121), (0.0201, 0.121)), *_objectives(1.02, 1.01), *_rais_speed(round(114 / 24, 3), 2.0)),
-        needs=GPU,
+        needs=f"the files of SVHN and {GPU}",
         remarks=RAIS,
     ),
     Experiment(
