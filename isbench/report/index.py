@@ -59,8 +59,8 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
 <li>Intervals are 95 % Student-t intervals over seeds, of ratios on their logs; arms are paired by seed.</li>
 <li><b>reproduced</b>: the interval excludes no effect, in the published direction, and reaches the published size.
 <b>same direction, smaller</b>: it excludes no effect, and stays below. <b>not reproduced</b>: it includes no effect.
-<b>agrees</b>: a published value lies in the interval. <b>better</b>, <b>worse</b>, <b>no difference shown</b>: on what no
-paper claims.</li>
+<b>agrees</b>: a published value lies in the interval. <b>better</b>, <b>worse</b>, <b>no difference shown</b>: on what
+no paper claims.</li>
 <li>A run that shared the machine with another never enters a comparison by seconds.</li>
 </ul></aside>
 """
