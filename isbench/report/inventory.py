@@ -368,6 +368,13 @@ INVENTORY: tuple[Experiment, ...] = (
         remarks=IMPON,
     ),
     Experiment(
+        "impon_cifar10_small",
+        "impon",
+        "Figures 2 and 3: test error and train loss against epochs, CIFAR-10, WRN-10-1",
+        _impon_claims(None),
+        remarks=f"A network that one core carries and 6 epochs, for ResNet-18 and 30. {IMPON}",
+    ),
+    Experiment(
         "impon_cifar100",
         "impon",
         "Figures 2 and 3: test error and train loss against epochs, CIFAR-100",
