@@ -370,9 +370,9 @@ INVENTORY: tuple[Experiment, ...] = (
     Experiment(
         "impon_cifar10_small",
         "impon",
-        "Figures 2 and 3: test error and train loss against epochs, CIFAR-10, WRN-10-1",
+        "Figures 2 and 3: test error and train loss against epochs, CIFAR-10, LeNet-5",
         _impon_claims(None),
-        remarks=f"A network that one core carries and 6 epochs, for ResNet-18 and 30. {IMPON}",
+        remarks=f"A network that one core carries and 15 epochs, for ResNet-18 and 30. {IMPON}",
     ),
     Experiment(
         "impon_cifar100",
