@@ -86,7 +86,7 @@ class Indexed(Dataset):
         return *self.dataset[index], index
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -98,7 +98,7 @@ def uniform(task: Task, workers: int) -> None:
     loader = DataLoader(task.dataset(train=True), BATCH, shuffle=True, num_workers=workers)
     for _ in range(task.epochs):
         for inputs, targets in loader:
-            update(model, optimizer, F.cross_entropy(model(inputs.to(task.device)), targets.to(task.device)))
+            update(optimizer, F.cross_entropy(model(inputs.to(task.device)), targets.to(task.device)))
     task.test_error(model, workers)
 
 
@@ -117,7 +117,7 @@ def weighted(task: Task, workers: int) -> None:
         sampler = WeightedRandomSampler(probabilities.tolist(), len(data))
         for inputs, targets, indices in DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
             loss = F.cross_entropy(model(inputs.to(task.device)), targets.to(task.device), reduction="none")
-            update(model, optimizer, (weights[indices.to(task.device)] * loss).mean())
+            update(optimizer, (weights[indices.to(task.device)] * loss).mean())
     task.test_error(model, workers)
 
 
@@ -137,7 +137,7 @@ def torchrl_prioritized(task: Task, workers: int) -> None:
         inputs, targets = default_collate([data[index] for index in indices.tolist()])
         losses = F.cross_entropy(model(inputs.to(task.device)), targets.to(task.device), reduction="none")
         weights = torch.as_tensor(info["priority_weight"], device=task.device)
-        update(model, optimizer, (weights * losses).mean())
+        update(optimizer, (weights * losses).mean())
         buffer.update_priority(indices, losses.detach().cpu())
     task.test_error(model, workers)
 
@@ -152,7 +152,7 @@ def composer_selective_backprop(task: Task, workers: int) -> None:
         for inputs, targets in loader:
             given = inputs.to(task.device), targets.to(task.device)
             inputs, targets = select_using_loss(*given, model, F.cross_entropy, keep=KEEP)
-            update(model, optimizer, F.cross_entropy(model(inputs), targets))
+            update(optimizer, F.cross_entropy(model(inputs), targets))
     task.test_error(model, workers)
 
 

@@ -1,4 +1,4 @@
-"""On a GPU: images per second by precision, the seconds of published budgets, and where the time goes.
+"""On a GPU: images per second by precision and engine, the seconds of published budgets, and where the time goes.
 
 Seconds of an epoch and of 50,000 updates are extrapolated from the updates that were timed (500 in all, or more).
 """
@@ -13,7 +13,15 @@ from benchmarks.runs import CIFAR, isbench_loop, make_parts
 
 BATCH = 128
 MODELS = ("wrn_28_2", "resnet18")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+TF32 = ("numerics.engine=auto", "numerics.precision=tf32")
+NUMERICS = {
+    "float32": ("numerics.engine=auto",),
+    "tf32": TF32,  # as the experiments run
+    "tf32, eager": ("numerics.precision=tf32",),
+    "tf32, channels first": (*TF32, "numerics.channels_last=false"),
+    "bfloat16": ("numerics.engine=auto", "numerics.precision=bfloat16"),
+    "tf32, fast": ("numerics=fast",),
+}
 ROUNDS, UPDATES = 10, 50
 PROFILED, KERNELS = 20, 6
 
@@ -24,11 +32,10 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
         return
     updates = 5 if quick else UPDATES
     for model in MODELS:
-        for precision in PRECISIONS:
-            choices = ("numerics=fast", f"numerics.precision={precision}", f"model={model}", "augmentation=flip_crop")
-            loop = isbench_loop(make_parts(device, *CIFAR, *choices))
+        for name, numerics in NUMERICS.items():
+            loop = isbench_loop(make_parts(device, *CIFAR, *numerics, f"model={model}", "augmentation=flip_crop"))
             (times,) = race([loop], ROUNDS, steps=updates)
-            what, note = f"{model}, {precision}, b=128", f"from {ROUNDS * updates} updates"
+            what, note = f"{model}, {name}, b=128", f"from {ROUNDS * updates} updates"
             yield Row(what, "", [BATCH / s for s in times], "images/s", note=note)
             yield Row(what, "", [s * 50_000 / BATCH for s in times], "s an epoch of CIFAR-10", note=note)
             if model == "wrn_28_2":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from isbench.training.run import quiet_garbage_collector
+from isbench.training.process import quiet_garbage_collector
 
 Work = Callable[[int], object]  # takes so many steps
 BLOCK_SECONDS = 0.3

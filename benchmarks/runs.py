@@ -16,7 +16,7 @@ from isbench.config import RunConfig, config_folder, validate
 from isbench.data.sources import Source
 from isbench.training.budget import Boundaries, Budget
 from isbench.training.loop import train
-from isbench.training.run import apply_numerics
+from isbench.training.process import apply_numerics
 
 MNIST = ("dataset._target_=benchmarks.runs.random_images", "dataset.num_examples=60000", "dataset.num_test=10000")
 CIFAR = (*MNIST, "dataset.num_examples=50000", "dataset.shape=[3,32,32]")
@@ -50,6 +50,11 @@ def make_parts(device: torch.device, *overrides: str) -> Parts:
     parts = build(config, device)
     parts.warm_up()
     return parts
+
+
+def experiment_numerics(device: torch.device) -> tuple[str, ...]:
+    """Return the choices under which the published experiments run on a device."""
+    return ("numerics.engine=auto", "numerics.precision=tf32") if device.type == "cuda" else ("numerics.threads=1",)
 
 
 def isbench_loop(parts: Parts) -> Work:

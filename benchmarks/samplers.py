@@ -3,7 +3,6 @@
 Presampling with its gate held open is compared with what it cannot do without: one forward pass of B=640 in evaluation
 mode and a bare step. All others are compared with `uniform`, over a window of updates that follows a warm-up and holds
 at least one whole period of what they do now and then (passes, fits, sorts, refreshes), so that its cost is spread.
-`oracle` is left out: it scores the whole set in every update.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,9 @@ from math import ceil
 import torch
 
 from benchmarks.measure import Row, Work, race, ratios
-from benchmarks.runs import bare_loop, isbench_loop, make_parts
+from benchmarks.runs import bare_loop, experiment_numerics, isbench_loop, make_parts
 from isbench.build import Parts
+from isbench.config import config_folder
 from isbench.samplers.presample import GatedPresample
 
 GOAL = 1.05
@@ -27,22 +27,23 @@ PASS = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """How one sampler is measured. Passes are of N / b updates; `why` is the reason for having no goal."""
+    """How one sampler is measured. Passes are of N / b updates."""
 
     warm_up: float = 0.1  # passes before the first window
     window: float = 0.1  # passes that hold a whole period
-    choices: Sequence[str] = ()
-    why: str = ""
+    choices: Sequence[str] = ()  # named in the row
+    thirds: Sequence[str] = ()  # choices that are a third of the examples at full size, and so at any
+    over_forward: bool = False  # compare with the forward pass and step that it cannot do without, not with uniform
+    why: str = ""  # it has no goal
 
 
+LEFT_OUT = ("uniform", "oracle")  # the reference, and what scores the whole set in every update
 FORWARD = "pays for forward passes"
-CASES: dict[str, tuple[Case, ...]] = {
+CASES: dict[str, tuple[Case, ...]] = {  # of samplers that need another than the plain one
     "c_sgd": (Case(0.3, 0.3),),
     "gradient_norm": (Case(0.01, 0.01, why="pays for a gradient per scored example"),),
-    "impon": (Case(),),
-    "impon_low": (Case(),),
     "infobatch": (Case(PASS, PASS),),
-    "loss": (Case(),),
+    "loss": (Case(over_forward=True),),
     "loss_predictor": (Case(why="pays for passes of its own network over 2,048 histories"),),
     "online_batch_selection": (
         Case(PASS, 2 * PASS, why="pays for a forward pass of the set every two passes"),
@@ -52,28 +53,29 @@ CASES: dict[str, tuple[Case, ...]] = {
     "presample_constant_time": (Case(why=FORWARD),),
     "presample_constant_variance": (Case(why=FORWARD),),
     "prioritized": (Case(0.2, 0.2),),
-    "rais": (Case(1.7 * PASS, 20_000 / NUM_EXAMPLES),),
+    "rais": (Case(1.7 * PASS, PASS / 3, thirds=("sampler.fit_examples",)),),
     "rho_loss": (Case(0.01, 0.05, why=FORWARD),),
     "selective_backprop": (
         Case(PASS, 0.3, why=FORWARD),
         Case(PASS, PASS, ("sampler.staleness=4",), why=FORWARD),
     ),
     "sgd_s": (Case(2 * PASS, PASS),),
-    "upper_bound": (Case(),),
+    "upper_bound": (Case(over_forward=True),),
 }
 
 
 def rows(device: torch.device, quick: bool) -> Iterator[Row]:
     num_examples = QUICK_EXAMPLES if quick else NUM_EXAMPLES
     uniform = parts_of("uniform", device, num_examples)
-    for sampler, cases in CASES.items():
-        for case in cases:
-            choices = [*case.choices, *([f"sampler.fit_examples={num_examples // 3}"] if sampler == "rais" else [])]
-            parts = parts_of(sampler, device, num_examples, *choices)
+    names = sorted(path.stem for path in (config_folder() / "sampler").glob("*.yaml"))
+    for sampler in (name for name in names if name not in LEFT_OUT):
+        for case in CASES.get(sampler, (Case(),)):
+            sizes = (f"{choice}={num_examples // 3}" for choice in case.thirds)
+            parts = parts_of(sampler, device, num_examples, *case.choices, *sizes)
             if isinstance(parts.sampler, GatedPresample):
                 hold_open(parts.sampler)
             against, reference = "uniform", isbench_loop(uniform)
-            if sampler in ("loss", "upper_bound"):
+            if case.over_forward:
                 against, reference = "forward of B=640 and bare step", forward_and_step(parts)
             loop = isbench_loop(parts)
             loop(ceil(case.warm_up * num_examples / BATCH))
@@ -90,7 +92,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
 def parts_of(sampler: str, device: torch.device, num_examples: int, *choices: str) -> Parts:
     data = (f"dataset.num_examples={num_examples}", "dataset.num_test=10")
-    return make_parts(device, *data, "model=lenet", f"sampler={sampler}", *choices, "numerics.threads=1")
+    return make_parts(device, *data, "model=lenet", f"sampler={sampler}", *choices, *experiment_numerics(device))
 
 
 def hold_open(sampler: GatedPresample) -> None:

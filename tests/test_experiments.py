@@ -11,7 +11,8 @@ import pytest
 from isbench.build import locate
 from isbench.config import CHOSEN, Budget, Evaluation, Logging, Numerics, RunConfig, check_arguments, config_folder
 from isbench.jobs import Job, compose_grid
-from isbench.report.claims import AXES, QUANTITIES
+from isbench.recording.record import UNIT_COLUMNS
+from isbench.report.claims import QUANTITIES
 from isbench.report.inventory import INVENTORY, Experiment
 from isbench.report.plots import DRAWINGS
 from isbench.training.run import run
@@ -80,6 +81,7 @@ def test_every_run_belongs_to_its_experiment_and_fits_its_constructors(experimen
     jobs = jobs_of(experiment)
     assert {job.config.group for job in jobs} == {experiment.id}
     assert all(job.config.arm for job in jobs)
+    assert {job.config.numerics.engine for job in jobs} == {"auto" if "a GPU" in experiment.needs else "eager"}
     seeds = [{job.config.seed for job in jobs if job.arm == arm} for arm in dict.fromkeys(job.arm for job in jobs)]
     assert all(own == seeds[0] for own in seeds)
     for job in jobs:
@@ -100,7 +102,7 @@ def test_claims_can_be_measured_on_the_axis_that_is_held_equal(experiment: Exper
     assert experiment.figure in DRAWINGS
     for claim in experiment.claims:
         name, *arguments = claim.quantity.split(":")
-        assert claim.arm in arms and claim.axis in AXES
+        assert claim.arm in arms and claim.axis in UNIT_COLUMNS
         if QUANTITIES[name].is_paired:
             assert claim.baseline in arms
             assert claim.axis == unit or name == "time_overhead"
@@ -131,14 +133,13 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
         slots=config.slots and 100,
         budget=Budget(unit="updates", limit=3),
         evaluation=Evaluation(points=1, train_examples=16),
-        numerics=Numerics(threads=1),
+        numerics=Numerics(threads=1, engine=config.numerics.engine),
         logging=Logging(mode="off"),
         runs_dir=str(folder),
         device="auto",
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment", [each for each in INVENTORY if each.id not in SAME_PATHS], ids=lambda experiment: experiment.id
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from isbench.build import build
 from isbench.errors import ConfigError
 from isbench.models.mlp import MLP
 from isbench.recording.record import read_rows
-from isbench.training.engine import Engine
+from isbench.training.engine import Captured, Engine
 from isbench.training.run import run
 from isbench.types import Batch
 from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
@@ -53,6 +54,15 @@ def test_models_and_data(choices: tuple[str, ...], tmp_path: Path, monkeypatch: 
     with pretend_gpu(monkeypatch):
         found = losses(overrides, tmp_path, "cuda")
     assert all(torch.tensor(found).isfinite())
+
+
+@pytest.mark.parametrize("sampler", ["rais", "rho_loss", "selective_backprop", "upper_bound"])
+def test_scores_of_the_timed_part_are_captured_before_it(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch):
+        config = compose_config(*tiny_overrides(sampler), "numerics.engine=auto")
+        parts = build(config, torch.device("cuda"))
+        parts.warm_up()
+        assert any(score.graphs for score in parts.workspace._scores.values() if isinstance(score, Captured))
 
 
 @pytest.mark.parametrize(

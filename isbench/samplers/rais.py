@@ -5,6 +5,7 @@ past training steps predict each example's norm and how uncertain that is; a con
 honest (see `isbench.samplers.uncertainty`); the gain ratio raises the learning rate by what the sampling saves.
 """
 
+from collections.abc import Callable
 from math import ceil, inf
 
 import numpy as np
@@ -127,8 +128,8 @@ class RAIS(Sampler):
         self.fit_examples = fit_examples
         self.smoothing = smoothing
         self.has_gain = gain
+        self.is_calibrated = gain and calibration == "full_gradient"
         self.max_gain = max_gain
-        self.calibration = calibration
         self.calibrate_every = calibrate_every
         self.calibration_examples = calibration_examples
         self.outlier_threshold = outlier_threshold
@@ -192,6 +193,12 @@ class RAIS(Sampler):
         """Averages of the squared norms of whole and loss-layer gradients, (2,)."""
         return self.averages[2:]
 
+    def warm_up(self, take_update: Callable[[], None]) -> None:
+        super().warm_up(take_update)
+        if self.is_calibrated:
+            self._calibrate(self.draw(self.workspace.progress))
+        self._fit()
+
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace
         _, total, k = self._mixture()
@@ -220,7 +227,7 @@ class RAIS(Sampler):
         if self.has_gain:
             self._average(weights, signals)
             since = update - self.first_fit
-            if self.calibration == "full_gradient" and since >= 0 and since % self.calibrate_every == 0:
+            if self.is_calibrated and since >= 0 and since % self.calibrate_every == 0:
                 self._calibrate(draw)
         self._remember(draw, indices, norms, weights)
         if update >= self.first_fit:
@@ -287,7 +294,7 @@ class RAIS(Sampler):
         """Return r and kappa^2."""
         whole, gained, true, recorded = self._averages.tolist()
         unit = 1.0
-        if self.calibration == "full_gradient":
+        if self.is_calibrated:
             unit = true / recorded if recorded else 0.0
         return 1 + unit * gained / self.workspace.batch_size**2 / max(whole, TINY), unit
 

@@ -6,6 +6,8 @@ evaluation mode; the queue of selected examples is carried over the end of an ep
 batch; the first, unselective pass is not scored, which changes nothing but its cost.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,10 @@ class SelectiveBackprop(Sampler):
         self._candidates = 0  # looked at so far
         self._selected = 0
         self._recorded = 0  # losses written to the ring so far
+
+    def warm_up(self, take_update: Callable[[], None]) -> None:
+        super().warm_up(take_update)  # in the priming passes, which score nothing
+        self.workspace.score(self.workspace.fetch(self.workspace.candidates(self._size)), "loss")
 
     def draw(self, progress: Progress) -> Draw:
         workspace = self.workspace

@@ -58,13 +58,17 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):
+            # The stream around it comes back also where the end of a capture fails, which leaves its own in place.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph):
                 self.outputs = function(given)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(f"this cannot be a CUDA graph, use numerics.engine=eager: {reason}") from error
+            cause = error.__context__ or error  # after a failure inside, that of the end says only that there was one
+            reason = str(cause).partition("\n")[0]
+            raise ConfigError(
+                f"a step cannot be captured as a CUDA graph, use numerics.engine=eager: {reason}"
+            ) from error
 
     def replay(self) -> Tensors:
         self.graph.replay()
