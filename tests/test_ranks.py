@@ -263,6 +263,18 @@ def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path
     assert close_to(results(record), results(undisturbed))
 
 
+def test_a_probe_that_keeps_a_file_finds_what_it_finds_on_one(tmp_path: Path) -> None:
+    words = ["probe=loss_patterns", "budget.limit=16", "evaluation.points=4"]
+    shared = finish_two(tmp_path / "two", *words)
+    subprocess.run([sys.executable, "-m", "isbench", *RUN, *words, f"runs_dir={tmp_path}/one"], check=True)
+    (alone,) = (tmp_path / "one").rglob("record.jsonl")
+    found, expected = ([row for row in read_rows(path) if row["kind"] == "probe"] for path in (shared, alone))
+    assert len(found) == len(expected) == 10 * (1 + 2 + 3 + 4)
+    for row, other in zip(found, expected, strict=True):
+        assert row["share"] == pytest.approx(other["share"], abs=0.1)
+        assert {**row, "share": 0} == {**other, "share": 0}
+
+
 def test_torchrun_and_a_budget_in_seconds(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -18,7 +18,7 @@ from isbench.data import cache, rotated, sources
 from isbench.data.augment import Augmentation, Rotation, Shift
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, DataError
-from isbench.training.run import keep_freed_memory
+from isbench.training.process import keep_freed_memory
 from tests.conftest import build_parts, compose_config, same_state, tiny_overrides, train_parts
 from tests.test_sources import assert_one_line, write_amat, write_mit67, write_mnist
 

@@ -26,6 +26,7 @@ class Probe:
     def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
         """Return rows for the record: numbers, strings, or lists of numbers. Files may be kept in the run's folder.
 
-        An interrupted run looks again at what it had not saved; the rows must then be the same.
+        An interrupted run looks again at what it had not saved; the rows must then be the same. Of several processes
+        the first looks, alone.
         """
         return []

@@ -25,7 +25,7 @@ from isbench.samplers.base import EpochSampler
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
 from isbench.training.loop import train
-from isbench.training.run import apply_numerics
+from isbench.training.process import apply_numerics
 from isbench.training.streams import derive_seed
 from isbench.types import Progress
 

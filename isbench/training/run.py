@@ -1,15 +1,10 @@
 """One run, from a configuration to a finished record: resume, train, look, record, stop cleanly."""
 
-import ctypes
 import gc
 import math
-import os
-import signal
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
@@ -20,12 +15,12 @@ import torch
 
 from isbench import locks
 from isbench.build import Parts, build, num_parameters, resolve_device
-from isbench.config import Numerics, RunConfig, recorded, run_folder, run_id, scratch_dir, tags
+from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
 from isbench.recording.collected import collected_runs
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
-from isbench.recording.record import Record, Row, Unrecorded, effective_rows, last_status, read_rows
+from isbench.recording.record import ENDED, Record, Row, Unrecorded, effective_rows, last_status, read_rows
 from isbench.recording.wandb_sink import make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
@@ -33,16 +28,16 @@ from isbench.training.evaluate import evaluate
 from isbench.training.loop import train
 from isbench.training.neighbours import counted, device_name
 from isbench.training.optimizers import penalty
+from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
 from isbench.training.ranks import Ranks, join
 
 log = getLogger("isbench")
-DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share of them in a parallel grid
 TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `status` is finished, diverged or skipped."""
+    """How a run ended: `status` is finished, diverged or skipped, or running (elsewhere)."""
 
     folder: Path
     status: str
@@ -65,7 +60,7 @@ def run(config: RunConfig) -> Outcome:
 
     def ended() -> Outcome | None:
         status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
-        if status is None or status[0] not in ("finished", "diverged"):
+        if status is None or status[0] not in ENDED:
             return None
         log.info("%s: already %s", folder, status[0])
         return Outcome(folder, *status)
@@ -111,29 +106,6 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     return Outcome(folder, "skipped", reason)
 
 
-def apply_numerics(numerics: Numerics) -> None:
-    """Set determinism, precision and threads for this process."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; read when CUDA starts
-    torch.use_deterministic_algorithms(numerics.deterministic)
-    torch.backends.cudnn.benchmark = not numerics.deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a search for bugs
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = numerics.precision != "float32"
-    torch.set_num_threads(numerics.threads or DEFAULT_THREADS)
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed, rather than ask the system for cleared ones at every pass.
-
-    Without this a forward pass over 4,096 digits on a CPU takes about twice as long. Does nothing where the C library
-    is not glibc.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block from the system alone
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: none back
-
-
 def share_machine(config: RunConfig, jobs: int, number: int) -> None:
     """Give the `number`-th of several simultaneous runs its GPU.
 
@@ -170,39 +142,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def stop_signals(boundaries: Boundaries) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT into a request to stop at the next step."""
-
-    def request(number: int, frame: Any) -> None:
-        boundaries.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-    before = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def quiet_garbage_collector() -> Iterator[None]:
-    """Keep the garbage collector out of timed code; boundaries collect."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
 
@@ -221,43 +160,8 @@ class Attempt:
 
     def run(self) -> Outcome:
         """Resume if there is a checkpoint, train to the end of the budget, close the record."""
-        parts = self.parts
-        self.resume()
-        progress = parts.progress
-        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
-        earlier = [row for row in rows if row["updates"] <= progress.updates]
-        self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
-        self.boundaries = Boundaries(parts.budget, self.config.evaluation.points, progress, self.ranks)
-        self.append(
-            "start",
-            time=_now(),
-            resumed_at=progress.updates,
-            run_id=self.id,
-            config=recorded(self.config),
-            num_parameters=num_parameters(parts.model),
-            data={
-                "provenance": parts.source.provenance,
-                "checksum": self.data_checksum,
-                "num_examples": parts.dataset.num_examples,
-            },
-            environment=environment(self.config.device) | {"ranks": self.ranks.size},
-        )
-        logging = self.config.logging
-        self.sink = make_sink(
-            logging.mode if self.ranks.is_first else "off",
-            logging.timeout_seconds,
-            {
-                "project": logging.project,
-                "entity": logging.entity,
-                "group": self.config.group,
-                "tags": tags(self.config),
-                "id": self.id,
-                "name": self.folder.name,
-                "config": recorded(self.config),
-                "dir": str(self.folder),
-            },
-        )
-        self.console = Console(self.folder.name)
+        parts, progress = self.parts, self.parts.progress
+        self.begin()
         status, reason = "interrupted", ""
         try:
             with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
@@ -294,6 +198,45 @@ class Attempt:
             checkpoint.remove(self.folder)
         return Outcome(self.folder, status, reason)
 
+    def begin(self) -> None:
+        """Resume, and open what is written to: the record with a row on this attempt, the mirror, the console."""
+        self.resume()
+        progress = self.parts.progress
+        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
+        earlier = [row for row in rows if row["updates"] <= progress.updates]
+        self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
+        self.boundaries = Boundaries(self.parts.budget, self.config.evaluation.points, progress, self.ranks)
+        self.append(
+            "start",
+            time=_now(),
+            resumed_at=progress.updates,
+            run_id=self.id,
+            config=recorded(self.config),
+            num_parameters=num_parameters(self.parts.model),
+            data={
+                "provenance": self.parts.source.provenance,
+                "checksum": self.data_checksum,
+                "num_examples": self.parts.dataset.num_examples,
+            },
+            environment=environment(self.config.device) | {"ranks": self.ranks.size},
+        )
+        logging = self.config.logging
+        self.sink = make_sink(
+            logging.mode if self.ranks.is_first else "off",
+            logging.timeout_seconds,
+            {
+                "project": logging.project,
+                "entity": logging.entity,
+                "group": self.config.group,
+                "tags": tags(self.config),
+                "id": self.id,
+                "name": self.folder.name,
+                "config": recorded(self.config),
+                "dir": str(self.folder),
+            },
+        )
+        self.console = Console(self.folder.name)
+
     def resume(self) -> None:
         """Put the newest checkpoint in place, if there is one."""
         state = self.ranks.attempt(lambda: checkpoint.load(self.folder))
@@ -314,7 +257,7 @@ class Attempt:
                 self.parts.streams.load_own_state(state["own_streams"][self.ranks.rank])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.folder}: its checkpoint is of another version of isbench; delete the folder to start again"
+                f"{self.folder}: another version of isbench wrote its checkpoint; delete the folder to start again"
             ) from error
         log.info("%s: continues after update %d", self.folder.name, self.parts.progress.updates)
 
@@ -391,7 +334,8 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        for values in parts.probe.look(parts, self.folder if self.ranks.is_first else Path(tempfile.mkdtemp())):
+        found = self.ranks.attempt(lambda: parts.probe.look(parts, self.folder) if self.ranks.is_first else [])
+        for values in self.ranks.first(found):
             self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
 
 
