@@ -50,7 +50,6 @@ format: $(STAMP) ## rewrite the code in the project's style
 
 lock: ## renew the pinned requirement files (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt
-	uv pip compile pyproject.toml -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/base.txt
 	uv pip compile pyproject.toml --extra finetune -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/finetune.txt
 
 clean: ## delete the environment, caches and runs

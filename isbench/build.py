@@ -159,7 +159,9 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     except (ArithmeticError, ValueError):
         is_usable = False
     if not is_usable:
-        raise ConfigError(f"schedule={config.schedule['name']}: with these values its factor is not a number from 0 up")
+        raise ConfigError(
+            f"schedule={config.schedule['name']}: these values give a factor that is negative or not finite"
+        )
     sampler: Sampler = instantiate("sampler", config.sampler)
     probe: Probe = instantiate("probe", config.probe)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)

@@ -51,9 +51,9 @@ Examples:
   isbench dataset=cifar10 model=wrn_28_2 augmentation=flip_crop sampler=loss dataset.download=true
   isbench -m experiment=demo                 a grid; running it again continues it
 """
-# Kept apart, since `main` sets Hydra's own variable, which the processes of a grid inherit.
+# Kept apart, since `command` sets Hydra's own variable, which the processes of a grid inherit.
 _wants_traceback = os.environ.setdefault("ISBENCH_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
-failures: list[str] = []  # what `main` complains of at the end
+failures: list[str] = []  # what `command` complains of at the end
 
 
 def main() -> None:
@@ -121,12 +121,12 @@ def check_flags() -> None:
     parser = get_args_parser()
     parser.error = complain  # type: ignore[method-assign]
     if parser.parse_args().experimental_rerun:
-        raise ConfigError("--experimental-rerun: there is none, since running the same command again continues a run")
+        raise ConfigError("--experimental-rerun is not supported: the same command, given again, continues a run")
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
 def application(cfg: DictConfig) -> tuple[str, str]:
-    """Train one composed configuration; return how it ended, and why. What goes wrong is kept for `main`."""
+    """Train one composed configuration; return how it ended, and why. What goes wrong is kept for `command`."""
     is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         outcome = _train(cfg, is_grid)
@@ -153,13 +153,13 @@ def application(cfg: DictConfig) -> tuple[str, str]:
 def _train(cfg: DictConfig, is_grid: bool) -> "Outcome":
     config = validate(cfg)
     if config.arm is not None and not is_grid:
-        raise ConfigError(f"arm={config.arm}: arms are the lines of a grid; add -m")
+        raise ConfigError(f"arm={config.arm}: only grids have arms; add -m")
     sweeper = HydraConfig.get().sweeper
     if not is_grid and (sweeper.params or sweeper.get("arms")):
         log.info("this is one run; the experiment is a grid of them with -m")
     launcher = HydraConfig.get().runtime.choices["launcher"]
     if launcher != "local" and not is_grid:
-        raise ConfigError(f"launcher={launcher}: it starts the runs of a grid; add -m")
+        raise ConfigError(f"launcher={launcher}: launchers are for grids; add -m")
     from isbench.training.run import InUse, Outcome, kept, run, share_machine, skip  # imports torch
 
     if is_grid and (outcome := kept(config)) is not None:

@@ -22,6 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isbench.errors import ConfigError
+from isbench.recording.record import UNIT_COLUMNS
 
 # What makes two runs the same run. Where it is stored, how it is launched and who is told about it do not.
 IDENTITY = (
@@ -44,7 +45,6 @@ IDENTITY = (
 # Groups that name what to call.
 CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "probe")
 MAX_THREADS = max(64, os.cpu_count() or 1)
-BUDGET_UNITS = ("updates", "epochs", "examples", "seconds")
 ENGINES = ("auto", "eager", "compiled", "graphed", "compiled_graphed")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -189,7 +189,7 @@ def validate(cfg: DictConfig) -> RunConfig:
         ("label_smoothing", run.label_smoothing, 0 <= run.label_smoothing < 1, "must be at least 0 and less than 1"),
         ("clip_norm", run.clip_norm, run.clip_norm is None or run.clip_norm > 0, "must be above 0, or null"),
         ("slots", run.slots, run.slots is None or run.slots >= 1, "must be at least 1, or null"),
-        ("budget.unit", budget.unit, budget.unit in BUDGET_UNITS, nearest(budget.unit, BUDGET_UNITS)),
+        ("budget.unit", budget.unit, budget.unit in UNIT_COLUMNS, nearest(budget.unit, UNIT_COLUMNS)),
         ("budget.limit", budget.limit, 1e-9 <= budget.limit < math.inf, "must be above 0 and finite"),
         (
             "budget.effective",

@@ -31,8 +31,8 @@ from isbench import locks
 from isbench.config import run_id, scratch_dir
 from isbench.errors import ConfigError, Interrupted, UserError
 from isbench.jobs import Ending, Job, check_distinct, make_jobs
-from isbench.recording.collected import ENDED
 from isbench.recording.queue import note, queued, squeue, wait_for
+from isbench.recording.record import ENDED
 
 log = logging.getLogger("isbench")
 ELSEWHERE: Ending = ("running", "another process is at work on it")
@@ -76,8 +76,7 @@ class ArmSweeper(Sweeper):
             print(summary(jobs, [job.status(queue) for job in jobs]), file=sys.stderr)
             raise
         print(summary(jobs, endings), file=sys.stderr)
-        failures = [line for line in reasons(jobs, endings) if not line.startswith("skipped: ")]
-        if failures:
+        if failures := [line for status, line in reasons(jobs, endings) if status != "skipped"]:
             raise GridFailed(*failures)
         return endings
 
@@ -205,16 +204,16 @@ def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:
     statuses = list(dict.fromkeys(["finished", *(status for _, status in counts)]))
     rows = [[arm, *(counts[arm, status] for status in statuses)] for arm in dict.fromkeys(job.arm for job in jobs)]
     table = tabulate(rows, ["arm" if jobs[0].config.arm else "sampler", *statuses])
-    return "\n".join([table, *(line for line in reasons(jobs, endings) if line.startswith("skipped: "))])
+    return "\n".join([table, *(line for status, line in reasons(jobs, endings) if status == "skipped")])
 
 
-def reasons(jobs: Sequence[Job], endings: Sequence[Ending]) -> list[str]:
-    """Return a line for every reason not to finish, with the runs that it stopped."""
+def reasons(jobs: Sequence[Job], endings: Sequence[Ending]) -> list[tuple[str, str]]:
+    """Return a status and a line for every reason not to finish, with the runs that it stopped."""
     stopped: dict[tuple[str, str], list[str]] = {}
-    for job, (status, reason) in zip(jobs, endings, strict=False):
+    for job, (status, reason) in zip(jobs, endings, strict=True):
         if reason:
             stopped.setdefault((status, reason), []).append(job.label)
-    return [f"{status}: {', '.join(labels)}: {reason}" for (status, reason), labels in stopped.items()]
+    return [(status, f"{status}: {', '.join(labels)}: {reason}") for (status, reason), labels in stopped.items()]
 
 
 @cache

@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
 from isbench.errors import ConfigError
 from isbench.locks import is_taken
-from isbench.recording.collected import ENDED, collected_runs
+from isbench.recording.collected import collected_runs
 from isbench.recording.queue import SlurmJob
-from isbench.recording.record import last_status, read_rows
+from isbench.recording.record import ENDED, last_status, read_rows
 
 Axes = dict[str, list[str]]  # key -> key=value, once for each value
 Ending = tuple[str, str]  # status and reason
@@ -195,7 +195,7 @@ def read_arms(
     names = [word.removeprefix("arm=") for word in narrowed or []]
     for name in names:
         if name not in arms:
-            hint = nearest(name, arms) if arms else "only an experiment has arms, and not each of them"
+            hint = nearest(name, arms) if arms else "this grid has no arms"
             raise ConfigError(f"arm={name}: no such arm; {hint}")
     chosen = {}
     for name in [name for name in arms if name in names or narrowed is None]:

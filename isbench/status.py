@@ -22,11 +22,10 @@ from isbench.config import Budget, nearest
 from isbench.errors import ConfigError
 from isbench.jobs import Job, compose_grid
 from isbench.recording.queue import SlurmJob, queued
-from isbench.recording.record import Row, effective_rows, read_rows
+from isbench.recording.record import ENDED, UNIT_COLUMNS, Row, effective_rows, read_rows
 
-ENDED = ("finished", "diverged", "skipped")  # nothing is left of these
-STATUSES = (*ENDED, "failed", "running", "queued", "interrupted", "missing")
-COUNTED = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
+NOTHING_LEFT = (*ENDED, "skipped")
+STATUSES = (*NOTHING_LEFT, "failed", "running", "queued", "interrupted", "missing")
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,13 @@ def stand(job: Job, queue: Mapping[str, SlurmJob]) -> Standing:
 
 def spent(row: Row, budget: Budget) -> float:
     """Return the share of the budget that is spent at an evaluation row; see isbench.training.budget."""
-    share = row[COUNTED[budget.unit]] / budget.limit
+    share = row[UNIT_COLUMNS[budget.unit]] / budget.limit
     return share * row["effective_updates"] / row["updates"] if budget.effective and row["updates"] else share
 
 
 def left(run: Standing, runs: Sequence[Standing]) -> float | None:
     """Return the seconds of the wall clock that a run still needs, None where nothing tells its speed."""
-    if run.status in ENDED:
+    if run.status in NOTHING_LEFT:
         return 0.0
     known = [other for other in runs if other.whole is not None]
     same_arm = [other for other in known if other.job.arm == run.job.arm]

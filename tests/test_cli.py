@@ -76,7 +76,7 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["-m", "budget.limit=interval(1,2)"], "budget.limit=interval(1,2): name the values"),
         (["-m", "arm=rais"], "arm=rais: no such arm; only an experiment has arms"),
         (["-m", "experiment=demo,other"], "run one experiment at a time"),
-        (["arm=rais"], "arm=rais: arms are the lines of a grid; add -m"),
+        (["arm=rais"], "arm=rais: only grids have arms; add -m"),
         (["-m", "launcher=joblib", "budget.unit=seconds", "seed=0"], "n_jobs=2 with budget.unit=seconds"),
         (["seed 3"], "seed"),
         (["seed="], "seed"),

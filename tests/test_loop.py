@@ -8,7 +8,7 @@ import torch
 
 from isbench.errors import ConfigError
 from isbench.training import loop, schedule
-from isbench.training.budget import UNITS, Boundaries, Budget
+from isbench.training.budget import Boundaries, Budget
 from isbench.training.clock import WallClock
 from isbench.types import Progress
 from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_parts
@@ -130,9 +130,3 @@ def test_the_loop_knows_no_method() -> None:
     source = inspect.getsource(loop)
     assert not [name for name in SAMPLERS if name in source.replace("sampler", "")]
     assert len(inspect.getsource(loop.train).splitlines()) < 40
-
-
-def test_units_agree_with_the_configuration() -> None:
-    from isbench.config import BUDGET_UNITS
-
-    assert UNITS == BUDGET_UNITS

@@ -174,7 +174,7 @@ def test_a_device_left_open_is_where_the_record_is(tmp_path: Path) -> None:
     [
         (["dem"], "isbench: dem: no such experiment; did you mean demo?"),
         (["demo", "seedd=1"], "isbench: unknown key seedd: did you mean seed?"),
-        (["demo", "arm=rais"], "isbench: arm=rais: no such arm; only an experiment has arms, and not each of them"),
+        (["demo", "arm=rais"], "isbench: arm=rais: no such arm; this grid has no arms"),
         (["demo", "batch_size=0"], "isbench: batch_size=0: must be at least 1"),
     ],
 )

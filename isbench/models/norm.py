@@ -88,9 +88,6 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
     example_weights: tuple[Tensor, Tensor] | None = None  # weights that sum to one (n,), their sum before that ()
     add_up: Callable[[Tensor], Tensor] | None = None  # over the ranks that share the batch
 
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__(channels, eps, momentum)
-
     def forward(self, inputs: Tensor) -> Tensor:
         if self.example_weights is None or not self.training:
             return super().forward(inputs)

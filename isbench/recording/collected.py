@@ -3,7 +3,8 @@
 from functools import lru_cache
 from pathlib import Path
 
-ENDED = ("finished", "diverged")
+from isbench.recording.record import ENDED
+
 RESULTS = Path("results")
 
 

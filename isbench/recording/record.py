@@ -36,6 +36,11 @@ COLUMNS: tuple[str, ...] = (
     "concurrent_runs",  # the most so far, on the same device; 1 is alone
 )
 
+# What counts each unit of a budget.
+UNIT_COLUMNS = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
+# How a run ends that no command continues.
+ENDED = ("finished", "diverged")
+
 
 class Record:
     """Append-only JSON lines in a run folder; nothing is ever rewritten.

@@ -24,8 +24,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import IO, Any
 
-from isbench.errors import ConfigError
-
 log = logging.getLogger("isbench")
 REFUSED, LOST = 1, 2  # exit codes of the process that has W&B: it said no, or its service is gone
 
@@ -62,7 +60,7 @@ class WandbSink:
         if mode == "online" and answer != "ready":
             self._stop()
             self._start("offline")
-            log.warning("W&B goes on offline: %s; `%s` sends the run later", answer, self._sync)
+            log.warning("W&B continues offline: %s; `%s` sends the run later", answer, self._sync)
             self._answer(time.monotonic() + timeout_seconds)  # a wait of its own: nothing may start inside the clock
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -137,16 +135,8 @@ class WandbSink:
 
 
 def make_sink(mode: str, timeout_seconds: float, opening: Mapping[str, Any]) -> WandbSink | NullSink:
-    """Return the sink for a logging mode: offline, online or off. For the rest, see `WandbSink`.
-
-    Raises:
-        ConfigError: the mode is none of these.
-    """
-    if mode == "off":
-        return NullSink()
-    if mode not in ("offline", "online"):
-        raise ConfigError(f"logging.mode must be offline, online or off, not {mode!r}")
-    return WandbSink(mode, timeout_seconds, opening)
+    """Return the sink for a logging mode: offline, online or off. For the rest, see `WandbSink`."""
+    return NullSink() if mode == "off" else WandbSink(mode, timeout_seconds, opening)
 
 
 def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> None:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.inventory import Claim
 from isbench.report.load import Runs
-from isbench.report.measures import COUNTED, geometric_interval, ratio_of, t_interval, time_to_target, value_at
+from isbench.report.measures import geometric_interval, ratio_of, t_interval, time_to_target, value_at
 from isbench.report.tables import TIMES, number
-
-AXES = {"seconds": "train_seconds", "updates": "updates", "epochs": "epoch", "examples": "examples_trained"}
 
 
 class Run(NamedTuple):
@@ -29,10 +28,10 @@ class Run(NamedTuple):
 
     def end(self, claim: Claim) -> float:
         """Return where on the claim's axis the run is judged when it stands alone."""
-        return self.curve[AXES[claim.axis]].max() if claim.at is None else claim.at
+        return self.curve[UNIT_COLUMNS[claim.axis]].max() if claim.at is None else claim.at
 
     def value(self, column: str, claim: Claim, place: float) -> float:
-        return value_at(self.curve, place, column, AXES[claim.axis])
+        return value_at(self.curve, place, column, UNIT_COLUMNS[claim.axis])
 
     def last_look(self) -> pd.DataFrame:
         return self.looks[self.looks["updates"] == self.looks["updates"].max()]
@@ -89,7 +88,9 @@ def _speedup(run: Run, baseline: Run, claim: Claim) -> float:
     target = baseline.value("test_error", claim, baseline.end(claim))
     if math.isnan(target):
         return math.nan
-    own, other = (time_to_target(each.curve, "test_error", target, AXES[claim.axis]) for each in (run, baseline))
+    own, other = (
+        time_to_target(each.curve, "test_error", target, UNIT_COLUMNS[claim.axis]) for each in (run, baseline)
+    )
     return ratio_of(other, own)
 
 
@@ -196,7 +197,7 @@ def check(claim: Claim, runs: Runs) -> Finding:
     name, *arguments = claim.quantity.split(":")
     quantity = QUANTITIES[name]
     is_timed = name == "time_overhead" or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
-    statuses = COUNTED if name == "speedup" else ("finished",)
+    statuses = ENDED if name == "speedup" else ("finished",)
     involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
     usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
     arms = _by_seed(runs, usable[usable["arm"].eq(claim.arm) & usable["status"].isin(statuses)], name in PROBED)
@@ -257,15 +258,15 @@ def _by_seed(runs: Runs, chosen: pd.DataFrame, probed: bool) -> dict[tuple[str, 
 def _sentence(finding: Finding, involved: pd.DataFrame, left_out: dict[str, int]) -> str:
     claim = finding.claim
     text = claim.text if f"({claim.arm})" in claim.text else f"{claim.text} ({finding.arms()})"
-    counts = [f"{count} of {len(involved)} runs {why}" for why, count in left_out.items() if count]
+    without = ", ".join(f"{count} of {len(involved)} runs {why}" for why, count in left_out.items() if count)
     if not finding.n:
-        return f"{text}: {finding.verdict}{f' ({_joined(counts)})' if counts else ''}."
+        return f"{text}: {finding.verdict}{f' ({without})' if without else ''}."
     place = "" if claim.at is None else f" ({claim.at:g})"
     held = HELD.get(claim.quantity, " at equal {}{}" if finding.quantity.is_paired else "").format(claim.axis, place)
     setting = f"On {setting_of(involved, finding.n)}: {text}: {finding.ours()}{held}"
     published = f", published {finding.published()}" if claim.published is not None else ""
     verdict = "one seed, no interval" if finding.verdict == "one seed" else finding.verdict
-    return f"{setting}{published}: {verdict}.{f' {_joined(counts)}.' if counts else ''}"
+    return f"{setting}{published}: {verdict}.{f' {without}.' if without else ''}"
 
 
 def setting_of(runs: pd.DataFrame, n: int) -> str:
@@ -274,7 +275,7 @@ def setting_of(runs: pd.DataFrame, n: int) -> str:
     data = (started["dataset"] + " (" + started["provenance"] + ")").unique()
     hardware = {_hardware(run) for _, run in started.iterrows()}
     parts = [*sorted(data), *sorted(started["model"].unique()), *sorted(started["budget"].unique())]
-    return _joined([*parts, f"n={n}", *sorted(hardware)])
+    return ", ".join([*parts, f"n={n}", *sorted(hardware)])
 
 
 def _hardware(run: pd.Series) -> str:
@@ -304,7 +305,3 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
 
 def _plain(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _joined(parts: list[str]) -> str:
-    return ", ".join(parts)

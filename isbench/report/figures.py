@@ -60,7 +60,7 @@ SPARE = [
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 
 
-class Quantity(NamedTuple):
+class Column(NamedTuple):
     """A column as it is drawn."""
 
     column: str
@@ -68,10 +68,10 @@ class Quantity(NamedTuple):
     scale: float = 1.0
 
 
-ERROR = Quantity("test_error", "Test error (%)", 100.0)
-LOSS = Quantity("train_loss", "Train loss")
-SECONDS = Quantity("train_seconds", "Training time (s)")
-EPOCHS = Quantity("epoch", "Epochs trained")
+ERROR = Column("test_error", "Test error (%)", 100.0)
+LOSS = Column("train_loss", "Train loss")
+SECONDS = Column("train_seconds", "Training time (s)")
+EPOCHS = Column("epoch", "Epochs trained")
 
 MATPLOTLIB: Any = {
     "svg.hashsalt": "isbench",
@@ -108,7 +108,7 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def band(curves: list[pd.DataFrame], x: Quantity, y: Quantity, floor: float = 0.0, is_log: bool = False) -> Band:
+def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, is_log: bool = False) -> Band:
     """Average the seeds' curves where all of them have values. The lower bound is cut at `floor`.
 
     Between evaluations a seed's curve is the straight line that is drawn, on a logarithmic axis too.
@@ -141,11 +141,11 @@ class Comparison(NamedTuple):
     finished: frozenset[str]
     alone: frozenset[str]
 
-    def seeds(self, arm: str, x: Quantity) -> list[pd.DataFrame]:
+    def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""
         return [curve for curve in self.arms[arm] if x is not SECONDS or curve["run_id"].iloc[0] in self.alone]
 
-    def counted(self, arm: str, x: Quantity) -> list[pd.DataFrame]:
+    def counted(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return those whose mean is drawn: of runs that finished, where there are any."""
         seeds = self.seeds(arm, x)
         return [curve for curve in seeds if curve["run_id"].iloc[0] in self.finished] or seeds
@@ -154,11 +154,11 @@ class Comparison(NamedTuple):
         """Say whether every arm has a curve that may be drawn against seconds."""
         return all(self.seeds(arm, SECONDS) for arm in self.arms)
 
-    def is_log(self, y: Quantity) -> bool:
+    def is_log(self, y: Column) -> bool:
         """Say whether `y` has a logarithmic axis."""
         return suits_log(self.rows[y.column])
 
-    def band(self, arm: str, x: Quantity, y: Quantity) -> Band:
+    def band(self, arm: str, x: Column, y: Column) -> Band:
         """Return an arm's mean, with a band that is cut at 0, or just below the data on a logarithmic axis."""
         floor = float(self.rows[y.column].min()) * y.scale / 2 if self.is_log(y) else 0.0
         return band(self.counted(arm, x), x, y, floor, self.is_log(y))
@@ -177,10 +177,10 @@ def comparisons(runs: Runs) -> list[Comparison]:
     return found
 
 
-def draw_comparison(panel: Axes, comparison: Comparison, x: Quantity, y: Quantity, drawn: dict[str, Style]) -> None:
+def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, style_of: dict[str, Style]) -> None:
     """Draw the arms of a comparison on one pair of axes, and say how many runs are left out."""
     for arm in reversed(comparison.arms):  # the baseline on top
-        draw_band(panel, arm, comparison.seeds(arm, x), comparison.band(arm, x, y), x, y, drawn[arm])
+        draw_band(panel, arm, comparison.seeds(arm, x), comparison.band(arm, x, y), x, y, style_of[arm])
     left_out = sum(len(curves) - len(comparison.seeds(arm, x)) for arm, curves in comparison.arms.items())
     if left_out:
         panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
@@ -191,7 +191,7 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Quantity, y: Quantit
 
 
 def draw_band(
-    panel: Axes, name: str, seeds: list[pd.DataFrame], mean: Band, x: Quantity, y: Quantity, style: Style
+    panel: Axes, name: str, seeds: list[pd.DataFrame], mean: Band, x: Column, y: Column, style: Style
 ) -> None:
     """Draw a mean with its band, and the seeds as thin lines."""
     for curve in seeds:
@@ -222,12 +222,12 @@ def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> 
     return data
 
 
-def interactive(comparison: Comparison, y: Quantity, drawn: dict[str, Style]) -> go.Figure:
+def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:
     """Draw one quantity for the page. Every trace says in `meta` which arm and which x axis it belongs to."""
     figure = go.Figure()
     for x in (SECONDS, EPOCHS):
         for arm in reversed(comparison.arms):  # the baseline on top
-            for trace in _traces(comparison, arm, x, y, drawn[arm]):
+            for trace in _traces(comparison, arm, x, y, style_of[arm]):
                 figure.add_trace(trace.update(meta={"arm": arm, "axis": x.column}, visible=x is SECONDS))
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#98a1b0", "ticks": "outside", "tickcolor": "#c9cfd8"}
     log_axis = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "none"}
@@ -246,7 +246,7 @@ def interactive(comparison: Comparison, y: Quantity, drawn: dict[str, Style]) ->
     return figure
 
 
-def _traces(comparison: Comparison, arm: str, x: Quantity, y: Quantity, style: Style) -> list[go.Scatter]:
+def _traces(comparison: Comparison, arm: str, x: Column, y: Column, style: Style) -> list[go.Scatter]:
     seeds = [curve[[x.column, y.column]] for curve in comparison.seeds(arm, x)]
     gap = pd.DataFrame({x.column: [np.nan], y.column: [np.nan]})  # lifts the pen between seeds
     thin = pd.concat([gap, *(part for curve in seeds for part in (curve, gap))])

@@ -69,13 +69,16 @@ no paper claims.</li>
     return document("isbench: published results, and ours", head, main, FILTER)
 
 
-def state(experiment: Experiment, folder: Path) -> str:
+def _state_tag(experiment: Experiment, folder: Path) -> str:
     """Say how far an experiment is: its runs that finished, or what it waits for."""
     if not (folder / FILES[1]).is_file():
-        return f"needs {experiment.needs}" if experiment.needs else "ready to run"
-    planned = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["planned_runs"]
-    finished = (read_results(folder).runs["status"] == "finished").sum()
-    return f"{finished} of {planned} runs finished"
+        kind, text = ("skipped", f"needs {experiment.needs}") if experiment.needs else ("", "ready to run")
+    else:
+        planned = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["planned_runs"]
+        finished = (read_results(folder).runs["status"] == "finished").sum()
+        kind = "finished" if finished == planned else "skipped"
+        text = f"{finished} of {planned} runs finished"
+    return f'<span class="tag {kind}">{escape(text)}</span>'
 
 
 def _findings(folder: Path) -> list[dict]:
@@ -149,13 +152,6 @@ def _picture(path: Path, alternative: str) -> str:
         return ""
     data = quote(" ".join(path.read_text(encoding="utf-8").split()), safe=PLAIN)  # a quarter less than base64
     return f'<img alt="{escape(alternative)}" loading="lazy" src="data:image/svg+xml,{data}">'
-
-
-def _state_tag(experiment: Experiment, folder: Path) -> str:
-    text = state(experiment, folder)
-    done, _, planned = text.removesuffix(" runs finished").partition(" of ")
-    kind = "" if text == "ready to run" else "finished" if done == planned else "skipped"
-    return f'<span class="tag {kind}">{escape(text)}</span>'
 
 
 def _tag(verdict: str, count: str = "") -> str:

@@ -104,6 +104,11 @@ def load_runs(folder: Path) -> Runs:
     return Runs(frame, runs.drop(columns="options"), probes, tuple(notices))
 
 
+def last_looks(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run's last look."""
+    return probes[probes["updates"] == probes.groupby("run_id")["updates"].transform("max")]
+
+
 def read_results(folder: Path) -> Runs:
     """Read what isbench.report.collect wrote.
 

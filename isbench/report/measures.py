@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 
-COUNTED = ("finished", "diverged")  # an interrupted run is not a miss: it may still arrive
 AT_EQUAL_SECONDS = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
 OTHERS = {
     "slower": "slower",
@@ -146,7 +146,7 @@ def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = 
     lines = []
     for (dataset, model), comparison in runs.runs.groupby(["dataset", "model"]):
         seconds = equal_seconds(comparison)
-        counts = comparison["status"].isin(COUNTED) & comparison["alone"]
+        counts = comparison["status"].isin(ENDED) & comparison["alone"]
         counted = comparison[counts].copy()
         values = [_at(curves.get(run_id), seconds) for run_id in counted["run_id"]]
         counted = counted.join(pd.DataFrame(values, index=counted.index, columns=list(AT_EQUAL_SECONDS), dtype=float))

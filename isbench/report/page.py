@@ -32,17 +32,17 @@ WORK = ("sampler", "train loss", "updates", "examples trained", "examples scored
 
 def render(runs: Runs, table: pd.DataFrame, title: str) -> str:
     """Return the page as one string of HTML that needs no network."""
-    drawn = styles(runs.runs["arm"])
+    style_of = styles(runs.runs["arm"])
     curves = {comparison.title: comparison for comparison in comparisons(runs)}
     sections = []
-    for number_, ((dataset, model), part) in enumerate(table.groupby(["dataset", "model"])):
+    for place, ((dataset, model), part) in enumerate(table.groupby(["dataset", "model"])):
         heading = f"{dataset} \N{MIDDLE DOT} {model}"
         mine = runs.runs[(runs.runs["dataset"] == dataset) & (runs.runs["model"] == model)]
         sections.append(
             f"<h2>{escape(heading)}</h2>\n{_conditions(part)}\n{_notices(disagreements(mine))}\n"
-            f"{_results(part, drawn)}\n{_verdicts(part)}\n"
-            f"{_curves(curves[heading], drawn, number_) if heading in curves else ''}\n"
-            f"<h3>Train loss and work done in the same seconds</h3>\n{_table(readable(part), WORK, part, drawn)}\n"
+            f"{_table(readable(part), RESULTS, part, style_of)}\n{_verdicts(part)}\n"
+            f"{_curves(curves[heading], style_of, place) if heading in curves else ''}\n"
+            f"<h3>Train loss and work done in the same seconds</h3>\n{_table(readable(part), WORK, part, style_of)}\n"
             f"<h3>Settings</h3>\n{_settings(mine)}"
         )
     main = f"""<h1>{escape(title)}</h1>
@@ -95,22 +95,18 @@ def _conditions(part: pd.DataFrame) -> str:
     )
 
 
-def _results(part: pd.DataFrame, drawn: dict[str, Style]) -> str:
-    return _table(readable(part), RESULTS, part, drawn)
-
-
-def _table(text: pd.DataFrame, columns: tuple[str, ...], part: pd.DataFrame, drawn: dict[str, Style]) -> str:
+def _table(text: pd.DataFrame, columns: tuple[str, ...], part: pd.DataFrame, style_of: dict[str, Style]) -> str:
     scale = _Scale(part)
     head = "".join(f'<th scope="col"{_text_class(name)}>{escape(name)}</th>' for name in columns)
     body = []
     for (_, cells), (_, row) in zip(text.iterrows(), part.iterrows(), strict=True):
-        line = [f'<th scope="row">{_swatch(drawn[row["arm"]])}{escape(row["arm"])}</th>']
+        line = [f'<th scope="row">{_swatch(style_of[row["arm"]])}{escape(row["arm"])}</th>']
         for name in columns[1:]:
             content = escape(cells[name])
             if name == "verdict":
                 content = f'<span class="tag {escape(cells[name])}">{content}</span>'
             if name == "speed-up":
-                content = scale.draw(row, drawn[row["arm"]].colour) + content
+                content = scale.draw(row, style_of[row["arm"]].colour) + content
             line.append(f"<td{_text_class(name)}>{content}</td>")
         kind = ' class="baseline"' if row["arm"] == row["baseline"] else ""
         body.append(f"<tr{kind}>{''.join(line)}</tr>")
@@ -172,10 +168,10 @@ def _verdicts(part: pd.DataFrame) -> str:
     return f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
 
 
-def _curves(comparison: Comparison, drawn: dict[str, Style], place: int) -> str:
+def _curves(comparison: Comparison, style_of: dict[str, Style], place: int) -> str:
     plots = "".join(
         "<div>"
-        + interactive(comparison, quantity, drawn).to_html(
+        + interactive(comparison, quantity, style_of).to_html(
             full_html=False,
             include_plotlyjs=False,
             div_id=f"{quantity.column}-{place}",
@@ -191,7 +187,7 @@ def _curves(comparison: Comparison, drawn: dict[str, Style], place: int) -> str:
     )
     arms = "".join(
         f'<button type="button" aria-pressed="true" data-arm="{escape(name)}">'
-        f"{_swatch(drawn[name])}{escape(name)}</button>"
+        f"{_swatch(style_of[name])}{escape(name)}</button>"
         for name in comparison.arms
     )
     return (

@@ -21,30 +21,30 @@ from isbench.report.figures import (
     LOSS,
     SECONDS,
     Band,
+    Column,
     Comparison,
     Drawing,
     Drawn,
-    Quantity,
     band,
     comparisons,
     draw_band,
     draw_comparison,
     styles,
 )
-from isbench.report.load import KEYS, Runs
+from isbench.report.load import KEYS, Runs, last_looks
 from isbench.report.measures import t_interval
 
 REFERENCE = "per_example_gradient_norm"  # what a score stands for
-GAIN = Quantity("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
-OVERHEAD = Quantity("overhead_percent", "Time overhead (%)")
-EQUIVALENT = Quantity("epochs_equivalent", "Epochs equivalent")
-RELATIVE = Quantity("relative", "Gradient distance relative to uniform")
+GAIN = Column("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
+OVERHEAD = Column("overhead_percent", "Time overhead (%)")
+EQUIVALENT = Column("epochs_equivalent", "Epochs equivalent")
+RELATIVE = Column("relative", "Gradient distance relative to uniform")
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
     """Test error and train loss against epochs, and against seconds where all arms were timed; per data and model."""
-    found, drawn = comparisons(runs), styles(runs.runs["arm"])
+    found, style_of = comparisons(runs), styles(runs.runs["arm"])
     places = [(SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,) for comparison in found]
     heights = [2.8 * len(place) for place in places] or [2.8]
     figure = Figure(figsize=(7.6, sum(heights)), layout="constrained")
@@ -53,7 +53,7 @@ def curves(runs: Runs) -> Drawn:
         panels = part.subplots(len(place), 2, squeeze=False)
         for axes, x in zip(panels, place, strict=True):
             for panel, y in zip(axes, (ERROR, LOSS), strict=True):
-                draw_comparison(panel, comparison, x, y, drawn)
+                draw_comparison(panel, comparison, x, y, style_of)
         untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
         part.suptitle(comparison.title + untimed, fontweight="bold")
         handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -75,7 +75,7 @@ def overhead_and_gain(runs: Runs) -> Drawn:
 
     Gain and overhead are averages between consecutive evaluations, overhead over uniform with the same seed.
     """
-    found, drawn = comparisons(runs), styles(runs.runs["arm"])
+    found, style_of = comparisons(runs), styles(runs.runs["arm"])
     figure = Figure(figsize=(7.6, 2.8 * max(1, len(found))), layout="constrained")
     panels = figure.subplots(max(1, len(found)), 3, squeeze=False)
     tables = []
@@ -89,7 +89,7 @@ def overhead_and_gain(runs: Runs) -> Drawn:
             ):
                 if arm != "uniform" or y is LOSS:
                     mean = band(lines, x, y, 0.0 if y is LOSS else -np.inf)
-                    draw_band(panel, arm, lines, mean, x, y, drawn[arm])
+                    draw_band(panel, arm, lines, mean, x, y, style_of[arm])
                     tables.append(_band_table(mean, x, y, len(lines)).assign(title=comparison.title, arm=arm))
                 panel.set(xlabel=x.label, ylabel=y.label)
         axes[1].set_title(comparison.title, fontweight="bold")
@@ -99,12 +99,12 @@ def overhead_and_gain(runs: Runs) -> Drawn:
 
 def gradient_variance(runs: Runs) -> Drawn:
     """Distance of a resampled batch's gradient to the pool's, by signal (Katharopoulos and Fleuret 2018, Figure 1)."""
-    drawn = styles(map(_sampler_of, runs.probes["signal"]))
+    style_of = styles(map(_sampler_of, runs.probes["signal"]))
     figure, panels = _panels(runs.probes["arm"])
-    x, tables = Quantity("updates", "Updates"), []
+    x, tables = Column("updates", "Updates"), []
     for arm, signal in product(panels, runs.probes["signal"].unique()):
         looks = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
-        seeds, style = [look for _, look in looks.groupby("run_id")], drawn[_sampler_of(signal)]
+        seeds, style = [look for _, look in looks.groupby("run_id")], style_of[_sampler_of(signal)]
         draw_band(panels[arm], _words(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
         tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
     for panel in panels.values():
@@ -115,7 +115,7 @@ def gradient_variance(runs: Runs) -> Drawn:
 
 def loss_patterns(runs: Runs) -> Drawn:
     """Share of the examples of a loss decile that stayed in it to the last look, by first look (SGD on Steroids)."""
-    last = _last_looks(runs.probes)
+    last = last_looks(runs.probes)
     figure, panels = _panels(last["arm"])
     tables = []
     for arm, panel in panels.items():
@@ -150,7 +150,7 @@ def probability_scatter(runs: Runs) -> Drawn:
 
 def examples(runs: Runs) -> Drawn:
     """Examples that a sampler draws rarely, left, and often, right (RAIS, Figure 1): label, then what was predicted."""
-    last = _last_looks(runs.probes)
+    last = last_looks(runs.probes)
     first = last[last["seed"] == last.groupby("arm")["seed"].transform("min")]
     arms, count = sorted(first["arm"].unique()), int(first.groupby(["run_id", "rank"]).size().max())
     figure = Figure(figsize=(7.6, 2.4 * len(arms)), layout="constrained")
@@ -179,15 +179,15 @@ def _draw_example(panel: Any, example: pd.Series) -> None:
 
 def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
     """Draw a row of panels per arm and a panel per signal."""
-    last = _last_looks(runs.probes)
+    last = last_looks(runs.probes)
     signals = [name for name in last.columns if name not in (*KEYS, "updates", "epoch", "index", "label", REFERENCE)]
-    arms, drawn = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
+    arms, style_of = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
     figure = Figure(figsize=(3.8 * len(signals), 3.6 * len(arms)), layout="constrained")
     panels = figure.subplots(len(arms), len(signals), squeeze=False)
     facts = []
     for (row, arm), (column, signal) in product(enumerate(arms), enumerate(signals)):
         looks, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
-        found = draw(panel, looks, signal, drawn[_sampler_of(signal)].colour)
+        found = draw(panel, looks, signal, style_of[_sampler_of(signal)].colour)
         if len(arms) > 1:
             panel.set_title(f"{arm}: {panel.get_title()}", fontsize="medium")
         facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
@@ -243,7 +243,7 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
             yield both.assign(overhead_percent=100 * (ratio - 1))
 
 
-def _band_table(values: Band, x: Quantity, y: Quantity, n: int) -> pd.DataFrame:
+def _band_table(values: Band, x: Column, y: Column, n: int) -> pd.DataFrame:
     """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
     return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n)
 
@@ -260,11 +260,6 @@ def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
 def _joined(tables: list[pd.DataFrame], first: list[str]) -> pd.DataFrame:
     joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=first)
     return joined[[*first, *(name for name in joined.columns if name not in first)]]
-
-
-def _last_looks(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each run's last look."""
-    return probes[probes["updates"] == probes.groupby("run_id")["updates"].transform("max")]
 
 
 def _panels(arms: pd.Series) -> tuple[Figure, dict[str, Any]]:

@@ -62,6 +62,10 @@ class Sampler(nn.Module):
     def observe(self, draw: Draw, signals: Signals) -> None:
         """Learn from the batch just passed through the model. Parameters are not yet updated."""
 
+    def observed(self, name: str, draw: Draw, signals: Signals) -> Tensor:
+        """Return a signal of the batch just trained on (n,); one that is no by-product of training is paid for."""
+        return signals[name] if name in signals else self.workspace.score(draw.batch, name)
+
     def gain(self) -> float:
         """Return how many uniform updates this update is worth. It multiplies the rate and advances the schedule."""
         return 1.0

@@ -72,6 +72,8 @@ class LossPredictor(Sampler):
     lengths: Tensor
     prediction_error: Tensor
 
+    observes = ("loss",)
+
     def __init__(self, pool_size: int = 2048, exponent: float = 0.5, predictor_lr: float = 0.001):
         super().__init__()
         if exponent > 1:
@@ -81,7 +83,6 @@ class LossPredictor(Sampler):
         self.pool_size = pool_size
         self.exponent = exponent
         self.predictor_lr = predictor_lr
-        self.observes = ("loss",)
 
     def allocate(self, workspace) -> None:
         check_pool(workspace, self.pool_size)

@@ -87,10 +87,7 @@ class GatedPresample(Sampler):
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         if not self.is_open:
-            scores = signals.get(self.signal)
-            if scores is None:  # not a by-product of training: pay for it
-                scores = self.workspace.score(draw.batch, self.signal)
-            self._update_tau(scores)
+            self._update_tau(self.observed(self.signal, draw, signals))
 
     def diagnostics(self) -> dict[str, float]:
         return {"tau": float(self.tau), "tau_threshold": self.tau_threshold, "is_open": float(self.is_open)}

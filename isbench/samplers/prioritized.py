@@ -95,9 +95,7 @@ class Prioritized(Sampler):
         return Draw(workspace.fetch(indices), weights.float())
 
     def observe(self, draw: Draw, signals: Signals) -> None:
-        scores = signals.get(self.signal)
-        if scores is None:  # not a by-product of training: pay for it
-            scores = self.workspace.score(draw.batch, self.signal)
+        scores = self.observed(self.signal, draw, signals)
         priorities = (scores.double() + self.eps) ** self.alpha
         torch.maximum(self.max_priority, priorities.amax(), out=self.max_priority)
         unseen_mass = (self.workspace.num_examples - self.num_seen) * self.max_priority

@@ -7,14 +7,12 @@ budget, the same for every method, so no method is looked at more often than ano
 from isbench.training.ranks import ALONE, LateMaximum, Ranks
 from isbench.types import Progress
 
-UNITS = ("updates", "epochs", "examples", "seconds")
-
 
 class Budget:
     """A limit on updates, epochs (examples trained / N), examples trained, or training seconds.
 
     Args:
-        unit: one of `UNITS`.
+        unit: updates, epochs, examples or seconds.
         limit: how many of them.
         effective: count an update as often as its gain says (Johnson and Guestrin 2018: "epochs equivalent").
             Not for seconds.

@@ -89,4 +89,4 @@ def remove(folder: Path) -> None:
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s stays, which is no longer needed: %s", folder / name, error.strerror)
+            log.warning("cannot delete %s, which is no longer needed: %s", folder / name, error.strerror)
