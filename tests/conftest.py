@@ -2,8 +2,10 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
+from isbench.recording.record import effective_rows, read_rows
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
 from isbench.training.loop import train
@@ -35,6 +38,8 @@ TINY = (
     "logging=off",
 )
 TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
+LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
+MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
 
 
 class TickClock(Clock):
@@ -90,6 +95,38 @@ def train_once(parts: Parts, rate: float) -> Draw:
     parts.progress.effective_updates += gain
     parts.progress.examples_trained += len(draw.batch)
     return draw
+
+
+def example_gradients(parts: Parts) -> Tensor:
+    """Return the gradient of each training example, (N, P), one backward pass each."""
+    inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
+    parameters = list(parts.model.parameters())
+    rows = []
+    for example, target in zip(inputs, targets, strict=True):
+        gradients = torch.autograd.grad(parts.criterion(parts.model(example[None]), target[None])[0], parameters)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return torch.stack(rows)
+
+
+def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows without what depends on the machine."""
+    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows]
+
+
+def final_rows(record: Path) -> list[dict[str, Any]]:
+    """Return the rows of a record that count, without what depends on the machine."""
+    return comparable(effective_rows(read_rows(record)))
+
+
+def wait_for_rows(folder: Path, count: int) -> Path:
+    """Wait until the runs below a folder have made so many evaluations together; return one of their records."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        paths = list(folder.rglob("record.jsonl"))
+        if sum(row["kind"] == "evaluation" for path in paths for row in read_rows(path)) >= count:
+            return paths[0]
+        time.sleep(0.005)
+    raise AssertionError(f"no {count} rows were written")
 
 
 @pytest.fixture

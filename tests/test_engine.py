@@ -76,7 +76,6 @@ def test_graphs_need_a_gpu() -> None:
     assert not Engine(MLP((1, 4, 4), 3), "auto").is_graphed
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_training_is_eager_training_up_to_rounding() -> None:
     torch.compiler.reset()

@@ -9,7 +9,8 @@ import pytest
 
 from isbench.recording.record import effective_rows, read_rows
 from isbench.training.neighbours import counted
-from tests.test_run import finish, kill, start, wait_for_rows
+from tests.conftest import wait_for_rows
+from tests.test_run import finish, kill, start
 
 HOLD = """
 import sys, time

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from isbench.build import Parts
-from isbench.config import config_folder
 from isbench.errors import ConfigError, Incompatible, UserError
 from isbench.probes import loss_patterns
 from isbench.probes.draws import Draws
@@ -21,8 +20,8 @@ from isbench.probes.loss_patterns import LossPatterns, deciles, lasting_shares
 from isbench.probes.scores import Scores, rounded
 from isbench.recording.record import Record, read_rows
 from isbench.training.run import run
-from tests.conftest import TINY, build_parts, compose_config, tensors, train_parts
-from tests.test_run import RUN, kill, start, wait_for_rows
+from tests.conftest import TINY, build_parts, compose_config, tensors, train_parts, wait_for_rows
+from tests.test_run import RUN, kill, start
 
 SIGNALS = ["loss", "logit_gradient_norm", "per_example_gradient_norm"]
 
@@ -348,13 +347,6 @@ def test_probabilities_by_rank() -> None:
         assert float(probabilities[index]) == pytest.approx(s ** (-rank / 160) / total)
     first_pass = build_parts(*TINY, "sampler=online_batch_selection").sampler.probabilities()
     torch.testing.assert_close(first_pass, torch.full((160,), 1 / 160, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("probe", sorted(path.stem for path in (config_folder() / "probe").glob("*.yaml")))
-def test_every_choice_can_be_built(probe: str, tmp_path: Path) -> None:
-    parts = build_parts(*TINY, f"probe={probe}", "dataset.num_examples=2000")
-    rows = parts.probe.look(parts, tmp_path)
-    assert bool(rows) == (probe not in ("none", "loss_patterns"))
 
 
 def test_mistakes_are_reported() -> None:

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from isbench.build import Parts, build
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.training.ranks import Ranks, join, read_slurm
 from isbench.types import Batch
-from tests.conftest import SAMPLERS, TickClock, compose_config, tiny_overrides, train_once
-from tests.test_run import MACHINE
+from tests.conftest import SAMPLERS, TickClock, compose_config, final_rows, tiny_overrides, train_once, wait_for_rows
 from tests.test_run import RUN as LONG_RUN
 
 SIZE = 2
@@ -210,20 +208,6 @@ def codes(processes: list[subprocess.Popen]) -> list[int]:
     return [process.returncode for process in processes]
 
 
-def wait_for_rows(folder: Path, count: int) -> Path:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        for path in folder.rglob("record.jsonl"):
-            if sum(row["kind"] == "evaluation" for row in read_rows(path)) >= count:
-                return path
-        time.sleep(0.01)
-    raise AssertionError("the run wrote no rows")
-
-
-def results(path: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in MACHINE} for row in effective_rows(read_rows(path))]
-
-
 def close_to(rows: list[dict], others: list[dict]) -> bool:
     return len(rows) == len(others) and all(
         row[key] == pytest.approx(other[key], rel=0.02, abs=0.01)
@@ -243,13 +227,13 @@ def test_an_interrupted_run_continues_bit_for_bit_also_after_a_kill(undisturbed:
     processes[1].send_signal(signal.SIGTERM)  # one is told, both stop at the same update
     assert codes(processes) == [1, 1]
     assert last_status(read_rows(path))[0] == "interrupted"  # type: ignore[index]
-    rows = len(results(path))
+    rows = len(final_rows(path))
     processes = start_two(tmp_path)
     wait_for_rows(tmp_path, rows + 3)
     for process in processes:
         process.kill()
     assert codes(processes) == [-signal.SIGKILL] * SIZE
-    assert results(finish_two(tmp_path)) == results(undisturbed)
+    assert final_rows(finish_two(tmp_path)) == final_rows(undisturbed)
 
 
 def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path: Path) -> None:
@@ -260,7 +244,7 @@ def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path
     subprocess.run([sys.executable, "-m", "isbench", *RUN, f"runs_dir={tmp_path}"], check=True, capture_output=True)
     (record,) = tmp_path.rglob("record.jsonl")
     assert [row["environment"]["ranks"] for row in read_rows(record) if row["kind"] == "start"] == [2, 1]
-    assert close_to(results(record), results(undisturbed))
+    assert close_to(final_rows(record), final_rows(undisturbed))
 
 
 def test_a_probe_that_keeps_a_file_finds_what_it_finds_on_one(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """README's tables are generated, and what it tells a reader to type exists."""
 
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+from scripts import readme
 
-import readme  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_generated_tables_are_up_to_date() -> None:

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from report_samples import config, write_run
 
 from isbench.errors import UserError
 from isbench.report.__main__ import main
@@ -25,6 +24,7 @@ from isbench.report.measures import (
 )
 from isbench.report.page import disagreements
 from isbench.report.tables import number, plus_minus
+from tests.report_samples import config, write_run
 
 
 def line(slope, final=20.0, start=0.9):

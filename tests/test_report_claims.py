@@ -2,12 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from report_samples import write_run
 
 from isbench.report.claims import QUANTITIES, check, judge
-from isbench.report.inventory import INVENTORY, Claim
+from isbench.report.inventory import Claim
 from isbench.report.load import load_runs
-from isbench.report.plots import DRAWINGS
+from tests.report_samples import write_run
 
 T2 = 4.303  # Student's t at 95 %, two degrees of freedom
 UPDATES = {"budget": {"name": "updates", "unit": "updates", "limit": 200.0}}
@@ -184,13 +183,3 @@ def test_shares_are_of_the_last_look_and_the_nearest_epoch(tmp_path):
 )
 def test_verdicts(name, published, low, high, n, verdict):
     assert judge(QUANTITIES[name], published, low, high, n) == verdict
-
-
-def test_the_inventory_can_be_reported():
-    ids = [experiment.id for experiment in INVENTORY]
-    assert len(set(ids)) == len(ids)
-    for experiment in INVENTORY:
-        assert experiment.figure in DRAWINGS, experiment.id
-        for claim in experiment.claims:
-            assert claim.quantity.partition(":")[0] in QUANTITIES, claim
-            assert claim.axis in ("seconds", "updates", "epochs", "examples"), claim

@@ -10,7 +10,6 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import rc_context
 from omegaconf import OmegaConf
-from report_samples import COMMIT, write_run
 
 from isbench.data.sources import mnist5k
 from isbench.errors import UserError
@@ -21,6 +20,7 @@ from isbench.report.figures import MATPLOTLIB
 from isbench.report.inventory import INVENTORY
 from isbench.report.load import load_runs, read_results
 from isbench.report.plots import DRAWINGS
+from tests.report_samples import COMMIT, write_run
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 EPOCHS = {"budget": {"name": "epochs", "unit": "epochs", "limit": 3.2}}

@@ -1,17 +1,15 @@
 """Runs as processes: killed, stopped, resumed, locked; what is left must be what an undisturbed run leaves."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
 from isbench.types import Progress
-from tests.conftest import compose_config
+from tests.conftest import compose_config, final_rows, wait_for_rows
 
 RUN = (
     "dataset=mnist5k",
@@ -26,7 +24,6 @@ RUN = (
     "numerics.threads=1",
     "logging=off",
 )
-MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
@@ -45,21 +42,6 @@ def finish(folder: Path, *overrides: str) -> Path:
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
-
-
-def wait_for_rows(folder: Path, count: int) -> Path:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for path in folder.rglob("record.jsonl"):
-            if sum(row["kind"] == "evaluation" for row in read_rows(path)) >= count:
-                return path
-        time.sleep(0.005)
-    raise AssertionError("the run wrote no rows")
-
-
-def without_seconds(path: Path) -> list[dict]:
-    rows = effective_rows(read_rows(path))
-    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +75,7 @@ def test_kill_minus_nine_then_the_same_command(rows: int, undisturbed: Path, tmp
     wait_for_rows(tmp_path, rows)
     kill(process)
     record = finish(tmp_path)
-    assert without_seconds(record) == without_seconds(undisturbed)
+    assert final_rows(record) == final_rows(undisturbed)
     attempts = [row for row in read_rows(record) if row["kind"] == "start"]
     assert len(attempts) == 2 and attempts[1]["resumed_at"] >= 10 * (rows - 2)
     seconds = [row["train_seconds"] for row in effective_rows(read_rows(record))]
@@ -109,7 +91,7 @@ def test_a_signal_saves_and_stops(number: signal.Signals, undisturbed: Path, tmp
     assert process.returncode == 1 and "the same command continues it" in errors and "Traceback" not in errors
     assert last_status(read_rows(record))[0] == "interrupted"
     finish(tmp_path, "checkpoint.seconds=1000")
-    assert without_seconds(record) == without_seconds(undisturbed)
+    assert final_rows(record) == final_rows(undisturbed)
     assert last_status(read_rows(record))[0] == "finished"
 
 
@@ -163,4 +145,3 @@ def test_real_data_trains(dataset: str, model: str, data_dir: Path, tmp_path: Pa
 
 def test_progress_counts_epochs_in_examples() -> None:
     assert Progress(num_examples=400, examples_trained=600).epoch == 1.5
-    assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -8,10 +8,9 @@ import torch
 from isbench.errors import ConfigError
 from isbench.samplers.infobatch import InfoBatch
 from isbench.types import Batch, Draw
-from tests.conftest import TINY, build_parts, train_parts
+from tests.conftest import LENET, TINY, build_parts, train_parts
 
 N = 160
-LENET = tuple(override for override in TINY if not override.startswith("model")) + ("model=lenet",)
 
 
 def set_scores(sampler: InfoBatch, scores: torch.Tensor) -> None:

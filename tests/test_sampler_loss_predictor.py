@@ -11,7 +11,7 @@ from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.samplers.loss_predictor import LossPredictor, Predictor, biased_weights, push
 from isbench.types import Batch, Draw
-from tests.conftest import TINY, build_parts, train_parts
+from tests.conftest import TINY, build_parts, example_gradients, train_parts
 
 HERE = (*TINY, "sampler=loss_predictor", "sampler.pool_size=48")
 
@@ -108,17 +108,6 @@ def test_draws_follow_the_predictions() -> None:
     assert (counts[48:] == 0).all()
     assert ((counts[:48] / 32_000 - share).abs() <= 4 * (share * (1 - share) / 32_000).sqrt() + 1e-12).all()
     assert parts.progress.examples_scored == 0
-
-
-def example_gradients(parts: Parts) -> Tensor:
-    """Return the gradient of each training example, (N, P), one backward pass each."""
-    inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
-    parameters = list(parts.model.parameters())
-    rows = []
-    for example, target in zip(inputs, targets, strict=True):
-        gradients = torch.autograd.grad(parts.criterion(parts.model(example[None]), target[None])[0], parameters)
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("exponent, is_unbiased", [(1.0, True), (0.5, False)])

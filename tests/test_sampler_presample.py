@@ -12,10 +12,9 @@ from isbench.errors import ConfigError
 from isbench.samplers.presample import GatedPresample, Presample, variance_reduction
 from isbench.signals import per_example
 from isbench.types import Draw
-from tests.conftest import TINY, build_parts, train_parts
+from tests.conftest import LENET, TINY, build_parts, example_gradients, train_parts
 
 OPEN = 1e6  # a tau above every threshold
-LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
 VARIANTS = ("upper_bound", "loss", "presample_constant_time", "presample_constant_variance")
 
 
@@ -221,17 +220,6 @@ def test_resampling_gives_the_mean_of_the_pool(name: str) -> None:
     means = torch.stack(estimates)
     standard_error = means.std() / math.sqrt(len(means))
     assert (means.mean() - values[indices].mean()).abs() < 4 * standard_error
-
-
-def example_gradients(parts: Parts) -> Tensor:
-    """Return the gradient of each training example, (N, P), one backward pass each."""
-    inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
-    parameters = list(parts.model.parameters())
-    rows = []
-    for example, target in zip(inputs, targets, strict=True):
-        gradients = torch.autograd.grad(parts.criterion(parts.model(example[None]), target[None])[0], parameters)
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("name", ["upper_bound", "presample_constant_time", "presample_constant_variance"])

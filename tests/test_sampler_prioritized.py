@@ -11,10 +11,9 @@ from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.samplers.prioritized import Prioritized
 from isbench.types import Draw
-from tests.conftest import TINY, build_parts, train_parts
+from tests.conftest import LENET, TINY, build_parts, train_parts
 
 N, B = 160, 16
-LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
 
 
 def build_sampler(*overrides: str, base: tuple[str, ...] = TINY) -> tuple[Parts, Prioritized]:

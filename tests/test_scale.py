@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from benchmarks.scale import constants, formulas, tables
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.scale import constants, formulas, tables  # noqa: E402
-
 CONTENT = json.loads((ROOT / "results" / "benchmarks" / "scale.json").read_text())
 
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import importlib.util
-import os
 import pickle
 import struct
 from pathlib import Path
@@ -36,14 +35,6 @@ def assert_one_line(error, *parts):
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
-
-
-@pytest.fixture(scope="session")
-def real():
-    """The folder of the real data."""
-    if "ISBENCH_DATA" not in os.environ:
-        pytest.skip("the real data is not here: ISBENCH_DATA is not set")
-    return Path(os.environ["ISBENCH_DATA"])
 
 
 def need(*paths):
@@ -399,9 +390,9 @@ def test_prepare_data_reports_each_data_set(tmp_path, monkeypatch, capsys):
         ("cifar100", "cifar-100-python", (50_000, 10_000), [0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
     ],
 )
-def test_real_counts_and_statistics(real, name, folder, counts, mean, std):
-    need(real / folder)
-    source = getattr(sources, name)(real)
+def test_real_counts_and_statistics(data_dir, name, folder, counts, mean, std):
+    need(data_dir / folder)
+    source = getattr(sources, name)(data_dir)
     assert (len(source.train_targets), len(source.test_targets)) == counts
     assert (source.mean, source.std) == (tuple(mean), tuple(std))
     sample = source.train_inputs.transpose(0, 1).flatten(1)
@@ -418,16 +409,16 @@ def test_real_counts_and_statistics(real, name, folder, counts, mean, std):
         assert source.train_targets[:5].tolist() == [5, 0, 4, 1, 9] and source.test_targets[0] == 7
 
 
-def test_real_mnist_holds_mnist5k(real):
-    need(real / "MNIST")
-    whole = {image.numpy().tobytes() for image in sources.mnist(real).train_inputs}
-    source = sources.mnist5k(real)
+def test_real_mnist_holds_mnist5k(data_dir):
+    need(data_dir / "MNIST")
+    whole = {image.numpy().tobytes() for image in sources.mnist(data_dir).train_inputs}
+    source = sources.mnist5k(data_dir)
     assert all(image.numpy().tobytes() in whole for image in torch.cat([source.train_inputs, source.test_inputs]))
 
 
-def test_real_rot_mnist_has_the_published_sizes(real):
-    need(real / "MNIST")
-    source, base = sources.rot_mnist(real, sample="generated"), sources.mnist(real)
+def test_real_rot_mnist_has_the_published_sizes(data_dir):
+    need(data_dir / "MNIST")
+    source, base = sources.rot_mnist(data_dir, sample="generated"), sources.mnist(data_dir)
     assert source.train_inputs.shape == (12_000, 1, 28, 28) and source.test_inputs.shape == (50_000, 1, 28, 28)
     assert torch.equal(source.train_targets, base.train_targets[:12_000])
     assert torch.equal(source.test_targets[-2000:], base.test_targets[:2000])

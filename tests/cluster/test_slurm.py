@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from isbench.recording.record import last_status, read_rows
-from tests.test_run import RUN, without_seconds
+from tests.conftest import final_rows
+from tests.test_run import RUN
 from tests.test_wandb_sink import history, mirrored, read_back
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -115,7 +116,7 @@ def undisturbed(tmp_path_factory) -> dict[str, list[dict]]:
     words = [word for word in WORDS if "launcher" not in word]
     grid = [sys.executable, "-m", "isbench", "-m", *words, f"runs_dir={folder}", "sampler=uniform,upper_bound"]
     subprocess.run(grid, check=True, capture_output=True)
-    return {path.parent.name: without_seconds(path) for path in folder.rglob("record.jsonl")}
+    return {path.parent.name: final_rows(path) for path in folder.rglob("record.jsonl")}
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +153,7 @@ def test_a_grid_is_submitted_once_and_outlives_its_terminal(undisturbed: dict, t
     assert "4 finished" in status(tmp_path, *grid)
     records = {path.parent.name: path for path in tmp_path.rglob("record.jsonl")}
     assert len(records) == 4 and all(ends(path) == ["finished"] for path in records.values())
-    assert {name: without_seconds(records[name]) for name in undisturbed} == undisturbed
+    assert {name: final_rows(records[name]) for name in undisturbed} == undisturbed
 
 
 def requeue(record: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_run_that_must_leave_its_node_goes_on_bit_for_bit(
     assert re.search(r"upper_bound +1\n", said), said
     assert ends(record) == ["interrupted", "finished"]
     assert [row["resumed_at"] > 0 for row in read_rows(record) if row["kind"] == "start"] == [False, True]
-    assert without_seconds(record) == undisturbed[record.parent.name]
+    assert final_rows(record) == undisturbed[record.parent.name]
     seen = [row for row in read_rows(record) if row["kind"] == "evaluation"]
     attempts = [mirrored([row for row in seen if row["attempt"] == attempt]) for attempt in (1, 2)]
     assert [history(rows) for rows in read_back(record.parent)] == attempts, "W&B has every row too"
@@ -216,7 +217,7 @@ def test_the_time_limit(undisturbed: dict, tmp_path: Path) -> None:
     assert ends(record) == ["interrupted"] and (record.parent / "checkpoint.pt").exists()
     finish(parent)
     assert set(ends(record)[:-1]) == {"interrupted"} and ends(record)[-1] == "finished"
-    assert without_seconds(record) == undisturbed[record.parent.name]
+    assert final_rows(record) == undisturbed[record.parent.name]
 
 
 def test_all_that_went_wrong_is_told(undisturbed: dict, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_all_that_went_wrong_is_told(undisturbed: dict, tmp_path: Path) -> None:
     said = finish(submit(tmp_path, *grid), code=1)
     assert "grid: 4 jobs submitted" in said, "the two that were ended, and the two that failed"
     records = {path.parent.name: path for path in tmp_path.rglob("record.jsonl")}
-    assert {name: without_seconds(records[name]) for name in undisturbed} == undisturbed
+    assert {name: final_rows(records[name]) for name in undisturbed} == undisturbed
 
 
 def test_a_refusal_of_slurm_is_one_line(tmp_path: Path) -> None:

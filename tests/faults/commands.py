@@ -21,8 +21,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from isbench.recording.record import effective_rows, read_rows
-
 CALLS = (
     "record write",
     "record sync",
@@ -32,7 +30,6 @@ CALLS = (
     "checkpoint removal",
 )
 Stop = tuple[str, int]  # one of CALLS, or "lock"; the how many-th time
-MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -111,20 +108,6 @@ def finish(arguments: Sequence[str], log: Path) -> str:
 def record_in(folder: Path) -> Path:
     (record,) = folder.rglob("record.jsonl")
     return record
-
-
-def final_rows(record: Path) -> list[dict[str, Any]]:
-    """Return the rows that count, without what depends on the machine."""
-    rows = effective_rows(read_rows(record))
-    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows]
-
-
-def lost_and_doubled(record: Path, expected: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Count the expected rows that a record lacks, and the rows that an attempt wrote twice or nobody expected."""
-    found, rows = final_rows(record), read_rows(record)
-    evaluations = Counter((row["attempt"], row["updates"]) for row in rows if row["kind"] == "evaluation")
-    doubled = sum(evaluations.values()) - len(evaluations)
-    return sum(row not in found for row in expected), doubled + sum(row not in expected for row in found)
 
 
 def count_calls(arguments: Sequence[str], log: Path) -> dict[str, int]:

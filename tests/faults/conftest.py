@@ -6,7 +6,8 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SAMPLERS, tiny_overrides
-from tests.faults.commands import count_calls, final_rows, lost_and_doubled, record_in
+from isbench.recording.record import read_rows
+from tests.conftest import SAMPLERS, final_rows, tiny_overrides
+from tests.faults.commands import count_calls, record_in
 from tests.faults.summary import KINDS
 
 SEED = os.environ.get("ISBENCH_FAULT_SEED", "0")
@@ -82,6 +84,14 @@ def struck(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
         record_property("struck", (kind, count))
 
     return strike
+
+
+def lost_and_doubled(record: Path, expected: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Count the expected rows that a record lacks, and the rows that an attempt wrote twice or nobody expected."""
+    found, rows = final_rows(record), read_rows(record)
+    evaluations = Counter((row["attempt"], row["updates"]) for row in rows if row["kind"] == "evaluation")
+    doubled = sum(evaluations.values()) - len(evaluations)
+    return sum(row not in found for row in expected), doubled + sum(row not in expected for row in found)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ import torch
 
 from isbench.errors import ConfigError, OutOfMemory, memory_named
 from isbench.recording.record import last_status, read_rows
-from tests.conftest import SAMPLERS
-from tests.faults.commands import CALLS, Command, final_rows, finish, record_in
+from tests.conftest import SAMPLERS, final_rows
+from tests.faults.commands import CALLS, Command, finish, record_in
 from tests.faults.conftest import run_words, share
 
 NOBODY = 65534
