@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -140,14 +141,14 @@ class Recording(TorchDispatchMode):
         self.operations.append((func, args, kwargs or {}, result))
         return result
 
-    @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.operations:
-            with torch._C.DisableTorchFunction():
+            # Nothing is differentiated again, but an LSTM's forward pass must keep what its backward pass reads.
+            with torch._C.DisableTorchFunction(), torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
                 again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old is not new:
-                    old.copy_(new)
+                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    if isinstance(old, Tensor) and old is not new:
+                        old.copy_(new)
 
 
 class Tape:
@@ -198,12 +199,18 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def nothing(*args: Any) -> None:
         pass
 
+    group = clip_grad._group_tensors_by_device_and_dtype
+
+    def on_the_gpu(tensors: list) -> dict:  # compiled code, which sees where they lie in truth
+        return {(GPU, dtype): found for (_, dtype), found in group(tensors).items()}
+
     properties = SimpleNamespace(name="pretended", uuid="pretended")
     stream = SimpleNamespace(wait_stream=nothing)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "Generator", PretendGenerator)
         patch.setattr(torch.nn.RNNBase, "flatten_parameters", nothing)  # cuDNN's
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", nothing)
+        patch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", on_the_gpu)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "synchronize", nothing)

@@ -6,8 +6,9 @@ the pool's is averaged over 10 such batches. Gradients are taken in evaluation m
 batch's gradient is no mean of its examples' own, so that no weights make it unbiased, and dropout's noise would hide
 that of sampling. Their network has neither, and the modes are the same there.
 
-Choices that the paper leaves open: every look takes a new pool, of distinct examples, augmented as in training. The
-scores share their random numbers, which takes some of the noise out of their ratios.
+Deviation: every look takes a new pool, where the paper keeps the images that it drew once. Choices that it leaves open:
+the pool's examples are distinct, and augmented as in training. The scores share their random numbers, which takes some
+of the noise out of their ratios.
 """
 
 from contextlib import AbstractContextManager, nullcontext

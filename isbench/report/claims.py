@@ -138,6 +138,7 @@ QUANTITIES: dict[str, Quantity] = {
     "train_loss": Quantity(_own("train_loss")),
     "objective": Quantity(_own("objective")),
     "test_loss": Quantity(_own("test_loss")),
+    "objective_ratio": Quantity(_ratio("objective"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
     "train_loss_ratio": Quantity(_ratio("train_loss"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
     "test_error_ratio": Quantity(_ratio("test_error"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
     "test_error_difference": Quantity(_error_difference, neutral=0, is_paired=True, unit=" points"),

@@ -91,7 +91,8 @@ def lede(inventory: Sequence[Experiment], results: Path) -> str:
     run = sum((results / experiment.id / FILES[1]).is_file() for experiment in inventory)
     verdicts = Counter(found["verdict"] for experiment in inventory for found in _findings(results / experiment.id))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    start = f"{run} of {len(inventory)} experiments on published tables and figures have been run here"
+    subject = "experiments, on published tables and figures and on what they leave open,"
+    start = f"{run} of {len(inventory)} {subject} have been run here"
     return f"{start}. Verdicts on their claims: {counts}." if counts else f"{start}."
 
 

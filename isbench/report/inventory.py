@@ -1,6 +1,6 @@
 """The published tables and figures that isbench reproduces, in order, and what each of them claims.
 
-Numbers are those that the papers print. Where a paper has only a plot, a claim has no number and is about a direction.
+Numbers are those that the papers print. A claim without a number is about a direction.
 Settings are in conf/experiment/<paper>/<id>.yaml.
 """
 
@@ -15,7 +15,7 @@ class Claim:
         text: what the paper reports, or what it leaves open.
         quantity: one of isbench.report.claims.QUANTITIES, with its arguments after colons.
         arm: whose number it is.
-        published: None where the paper has at best a plot; the claim is then the direction.
+        published: None where the paper has a plot, or its number could not be had; the claim is then the direction.
         baseline: the arm that quantities of two arms compare with.
         axis: what is held equal: seconds, updates, epochs or examples.
         at: where on that axis; None is the end of the budget.
@@ -140,15 +140,16 @@ def _objectives(uniform: float, rais: float) -> tuple[Claim, ...]:
     )
 
 
-def _oracle_claims() -> tuple[Claim, ...]:
+def _oracle_claims(column: str) -> tuple[Claim, ...]:
+    text, quantity = column.replace("_", " "), f"{column}_ratio"
     return (
-        Claim("train loss, uniform over oracle", "train_loss_ratio", "oracle", None, axis="epochs"),
-        Claim("train loss, uniform over RAIS", "train_loss_ratio", "rais", None, axis="epochs"),
-        Claim("train loss, RAIS over oracle", "train_loss_ratio", "oracle", None, baseline="rais", axis="epochs"),
+        Claim(f"{text}, uniform over oracle", quantity, "oracle", None, axis="epochs"),
+        Claim(f"{text}, uniform over RAIS", quantity, "rais", None, axis="epochs"),
+        Claim(f"{text}, RAIS over oracle", quantity, "oracle", None, baseline="rais", axis="epochs"),
     )
 
 
-def _rais_speed(gain: float, speedup: float) -> tuple[Claim, ...]:
+def _rais_speed(gain: float | None, speedup: float | None) -> tuple[Claim, ...]:
     return (
         Claim("epochs equivalent of RAIS per epoch", "gain_ratio", "rais", gain, axis="epochs"),
         Claim("epochs to uniform's final test error, uniform over RAIS", "speedup", "rais", speedup, axis="epochs"),
@@ -190,28 +191,37 @@ def _impon_claims(early: float | None) -> tuple[Claim, ...]:
             baseline="uniform_impon_rate",
             axis="epochs",
             at=2,
+            is_open=True,
         ),
         Claim(
-            "test error, IMPON with low scores minus IMPON",
+            "test error after two epochs, IMPON with low scores minus IMPON",
             "test_error_difference",
             "impon",
             None,
             baseline="impon_low",
             axis="epochs",
+            at=2,
         ),
     )
 
 
-SMALL = "Networks that two cores carry, and a few epochs, for WRN-28-2 and 50,000 updates."
+SMALL = (
+    "Networks that two cores carry, and a few epochs, for WRN-28-2 and 50,000 updates. LeNet-5 trains without "
+    "augmentation."
+)
 WALL_CLOCK = (
     "Seconds chosen for an H200, for an undisclosed budget on a K80. Selective backprop, RAIS and the two arms with "
-    "batch norm are not in the paper."
+    "batch norm are not in the paper. All rates follow the spent seconds, so that RAIS's gain raises its rate alone."
 )
 IMPON = (
-    "Batch size 128, linear decay of the rate and weight decay 1e-4 are not stated in the paper. Epochs count examples "
-    "trained, so that passes over what selective backprop rejects are not on this axis. SGD at IMPON's rate is ours."
+    "Batch size 128, linear decay of the rate, weight decay 1e-4, IMPON's momentum of 0.9 and a share of 0.3 for p-SGD "
+    "and c-SGD are not stated in the paper; its 30 iterations are read as epochs, its first few as two. Epochs count "
+    "examples trained: passes over what selective backprop rejects are not on this axis. SGD at IMPON's rate is ours."
 )
-RAIS = "uniform_decayed, not in the paper, is uniform sampling with its rate brought as low as RAIS's."
+RAIS = (
+    "uniform_decayed, not in the paper, is uniform sampling with its rate brought as low as RAIS's. With batch norm, "
+    "as here, isbench estimates too large a gain ratio, and so too large a rate: isbench/samplers/rais.py has numbers."
+)
 
 INVENTORY: tuple[Experiment, ...] = (
     Experiment(
@@ -247,11 +257,13 @@ INVENTORY: tuple[Experiment, ...] = (
                 "time to uniform's final test error, uniform over p-SGD with 30 % of the data per pass",
                 "speedup",
                 "p_sgd",
-                2.0,
+                None,
+                is_open=True,
             ),
+            Claim("test error, uniform over SGD-S", "test_error_ratio", "sgd_s", None),
             *(
-                Claim(f"test error, uniform over {name}", "test_error_ratio", arm, None)
-                for name, arm in (("SGD-S", "sgd_s"), ("p-SGD", "p_sgd"), ("selective backprop", "selective_backprop"))
+                Claim(f"test error, uniform over {name}", "test_error_ratio", arm, None, is_open=True)
+                for name, arm in (("p-SGD", "p_sgd"), ("selective backprop", "selective_backprop"))
             ),
         ),
         remarks="The post drops a tenth per resampled pass, so that its 30 % are not reached in five; "
@@ -402,16 +414,17 @@ INVENTORY: tuple[Experiment, ...] = (
     Experiment(
         "rais_mnist_oracle",
         "rais",
-        "Figure 2, middle: objective against epochs, uniform, RAIS and the oracle, LeNet-5 on 4,000 MNIST digits",
-        _oracle_claims(),
-        remarks="4,000 digits and 500 updates instead of 60,000 digits, so that two cores can score the whole set "
-        "before every update; RAIS fits its uncertainty set to 1,000 examples instead of 20,000.",
+        "Figure 2, middle: training progress of uniform, RAIS and the oracle, LeNet-5 on 4,000 MNIST digits",
+        _oracle_claims("train_loss"),
+        remarks="Train loss leaves out the penalty of weight decay, which the paper's objective holds and which does "
+        "not get so small. 4,000 digits and 500 updates instead of 60,000 digits, so that two cores can score all of "
+        "them before every update; RAIS fits its uncertainty set to 1,000 examples instead of 20,000.",
     ),
     Experiment(
         "rais_mnist_oracle_full",
         "rais",
-        "Figure 2, middle: objective against epochs, uniform, RAIS and the oracle, LeNet-5 on MNIST",
-        _oracle_claims(),
+        "Figure 2, middle: training progress of uniform, RAIS and the oracle, LeNet-5 on MNIST",
+        _oracle_claims("objective"),
         needs=GPU,
     ),
     Experiment(
@@ -448,8 +461,18 @@ INVENTORY: tuple[Experiment, ...] = (
         "rais_rot_mnist",
         "rais",
         "Figures 3 and 4 and Table 1, rot-MNIST",
-        (*_table_1((0.0512, 0.161), (0.0476, 0.149)), *_rais_speed(round(214 / 150, 3), 1.2)),
-        remarks="15 epochs instead of 150, the schedule shortened with them. Digits generated from MNIST where the "
+        (
+            Claim(
+                "test error after 15 epochs, uniform minus RAIS (published after 150: 0.36 points)",
+                "test_error_difference",
+                "rais",
+                None,
+                axis="epochs",
+            ),
+            *_rais_speed(None, None),
+        ),
+        remarks="15 epochs instead of 150, the schedule shortened with them, so that no number of Table 1 compares: "
+        "there, 5.12 % and 4.76 % test error, and 214 epochs equivalent in 150. Digits generated from MNIST where the "
         f"published sample is not at hand. {RAIS}",
     ),
     Experiment(
@@ -459,7 +482,7 @@ INVENTORY: tuple[Experiment, ...] = (
         (
             *_table_1((0.0512, 0.161), (0.0476, 0.149)),
             *_objectives(0.460, 0.431),
-            *_rais_speed(round(214 / 150, 3), 1.2),
+            *_rais_speed(round(214 / 150, 3), None),
         ),
         needs=GPU,
         remarks=f"Digits generated from MNIST where the published sample is not at hand. {RAIS}",
@@ -491,7 +514,7 @@ INVENTORY: tuple[Experiment, ...] = (
         "rais_cifar10",
         "rais",
         "Figures 3 and 4 and Table 1, CIFAR-10",
-        (*_table_1((0.0607, 0.277), (0.0590, 0.256)), *_objectives(1.10, 1.08), *_rais_speed(1.30, 1.2), OVERHEAD),
+        (*_table_1((0.0607, 0.277), (0.0590, 0.256)), *_objectives(1.10, 1.08), *_rais_speed(1.30, None), OVERHEAD),
         needs=GPU,
         remarks=RAIS,
     ),
@@ -509,8 +532,9 @@ INVENTORY: tuple[Experiment, ...] = (
         "Figure 1: examples drawn rarely and often",
         (),
         figure="examples",
-        remarks="MNIST and rot-MNIST; the paper also shows CIFAR-10 and CIFAR-100. Digits of rot-MNIST are generated "
-        "from MNIST where the published sample is not at hand.",
+        remarks="rot-MNIST, and MNIST, which is ours, by the probabilities of the next draw; the paper also shows "
+        "CIFAR-10 and CIFAR-100, by all draws of a run. Digits of rot-MNIST are generated from MNIST where the "
+        "published sample is not at hand.",
     ),
     Experiment(
         "rais_examples_full",

@@ -25,7 +25,9 @@ from isbench.types import Batch, Draw, Progress
 
 
 def variance_reduction(scores: Tensor) -> Tensor:
-    """Return tau of a set of scores (n,): how many times larger a uniform batch would have equal standard error.
+    """Return tau of a set of scores (n,): by what resampling in proportion to them divides the standard error.
+
+    The paper reads it as the factor by which a uniform batch would have to grow; for equal error that is tau^2.
 
     With g the normalised scores and u uniform, 1 / tau = sqrt(1 - |g - u|^2 / |g|^2) (their equation for tau), which
     equals sqrt(mean(scores^2)) / mean(scores). Between 1 (equal scores) and sqrt(n); all-zero scores give 1.
@@ -107,13 +109,13 @@ class Presample(GatedPresample):
         pool_size: B, examples scored per update while the gate is open.
         tau_threshold: the gate opens while tau exceeds it; null is the break-even point.
         gate: how null is worked out. published: (B + 3b) / (3b), a backward pass taking twice as long as a forward
-            pass. measured: (S + U) / U with the seconds S to score a pool and U of a uniform update, on this machine,
-            before the clock starts.
+            pass, and scores needing none. measured: (S + U) / U with the seconds S to score a pool and U of a uniform
+            update, on this machine, before the clock starts.
         tau_momentum: a_tau, the weight of the past in tau's moving average, which starts at 0.
 
     Estimator: unbiased
     Memory: 0 bytes per example
-    Cost: nothing while closed, one forward pass of B while open; exact gradient norms also b backward passes
+    Cost: nothing while closed, one forward pass of B while open; exact gradient norms: both passes, of b and of B
     Host reads: 1 per update, the gate's decision, which waits for nothing in progress
     """
 
@@ -202,7 +204,7 @@ class ConstantTime(GatedPresample):
 
 
 class ConstantVariance(GatedPresample):
-    """Train on fewer examples while the gradient's variance stays that of a uniform batch of b.
+    """Train on fewer examples, chosen so that the gradient's variance stays near that of a uniform batch of b.
 
     A uniform batch of b is scored and the fraction 1 / tau + `extra_fraction` of it drawn. Worth its scoring once that
     fraction is below 2/3, which is the gate's threshold: tau above 1 / (2/3 - extra_fraction). The batch follows tau

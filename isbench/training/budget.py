@@ -30,7 +30,8 @@ class Budget:
     def schedule_fraction(self, progress: Progress) -> float:
         """Return where the learning-rate schedule stands: effective updates where the unit counts work.
 
-        It can pass 1 when gains exceed 1 and the budget does not count them.
+        It can pass 1 when gains exceed 1 and the budget does not count them. In seconds it is the time that counts, for
+        all methods alike: gains then raise the rate and leave the schedule where it is.
         """
         spent = self._spent(progress)
         if self.unit != "seconds" and progress.updates:

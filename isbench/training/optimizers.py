@@ -1,7 +1,8 @@
 """Optimizers with the two weight-decay conventions that the papers use.
 
 `decayed=all` is PyTorch's habit; `decayed=kernels` spares norm layers and biases, as Katharopoulos and Fleuret (2018)
-do. A penalty c |w|^2 in the loss (Keras l2(c)) equals weight_decay 2c; (lambda / 2) |w|^2 equals weight_decay lambda.
+do, whose code also spares the kernels of 1 x 1 shortcuts. A penalty c |w|^2 in the loss (Keras l2(c)) equals
+weight_decay 2c; (lambda / 2) |w|^2 equals weight_decay lambda.
 """
 
 from collections.abc import Sequence
