@@ -102,6 +102,18 @@ def test_runs_whose_folders_are_gone_are_kept(rais):
     assert files(rais)["evaluations.parquet"] == merged["evaluations.parquet"], "in whatever order they came"
 
 
+def test_a_run_begun_anew_takes_the_place_of_one_that_ended_when_it_ends_itself(rais):
+    before, again = read_results(rais), rais.parents[1] / "again"
+    short = falling(0.01)[:1]
+    write_run(again, "uniform", 1, short, arm="uniform", status=None, **EPOCHS | {"slots": 9})
+    collect.collect(again, rais)
+    pd.testing.assert_frame_equal(read_results(rais).rows, before.rows)
+    write_run(again, "uniform", 1, short, arm="uniform", **EPOCHS | {"slots": 9})
+    collect.collect(again, rais)
+    rows = read_results(rais).rows
+    assert len(rows[(rows["arm"] == "uniform") & (rows["seed"] == 1)]) == 1
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
 def test_damaged_results_are_one_line(rais, damage, capsys):
     damage(rais / "evaluations.parquet")

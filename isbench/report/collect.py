@@ -26,7 +26,7 @@ import yaml
 from pyarrow import parquet
 
 from isbench.errors import UserError
-from isbench.recording.record import read_rows
+from isbench.recording.record import ENDED, read_rows
 from isbench.report.inventory import INVENTORY
 from isbench.report.load import FILES, KEYS, Runs, last_looks, load_runs, read_results
 
@@ -89,13 +89,20 @@ def provenance(runs: pd.DataFrame) -> dict[str, list]:
 
 
 def _with_earlier(now: Runs, earlier: Runs) -> Runs:
-    """Add the runs collected before that have no folder now: another seed or arm."""
+    """Add the runs collected before of another seed or arm, or that had ended where the one of today has not."""
     identity = KEYS[1:]
-    known = set(map(tuple, now.runs[identity].values.tolist()))
-    gone = [run_id for run_id, *key in earlier.runs[KEYS].values.tolist() if tuple(key) not in known]
+
+    def ids(runs: pd.DataFrame) -> dict[tuple, str]:
+        return {tuple(key): run_id for run_id, *key in runs[KEYS].values.tolist()}
+
+    before, ended = ids(earlier.runs), ids(earlier.runs[earlier.runs["status"].isin(ENDED)])
+    open_now = ids(now.runs[~now.runs["status"].isin(ENDED)])
+    replaced = {run_id for key, run_id in open_now.items() if key in ended}
+    known = {key for key, run_id in ids(now.runs).items() if run_id not in replaced}
+    gone = {run_id for key, run_id in before.items() if key not in known}
 
     def joined(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
-        old = old[old["run_id"].isin(gone)]
+        new, old = new[~new["run_id"].isin(replaced)], old[old["run_id"].isin(gone)]
         if old.empty:
             return new
         return pd.concat([new, old]).sort_values(identity, kind="stable", ignore_index=True) if len(new) else old
