@@ -460,7 +460,7 @@ INVENTORY: tuple[Experiment, ...] = (
     Experiment(
         "rais_rot_mnist",
         "rais",
-        "Figures 3 and 4 and Table 1, rot-MNIST",
+        "Figures 3 and 4 and Table 1, rot-MNIST, 15 epochs",
         (
             Claim(
                 "test error after 15 epochs, uniform minus RAIS (published after 150: 0.36 points)",
