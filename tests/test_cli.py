@@ -74,7 +74,7 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["-m", "seed=0,-1"], "seed=-1: must not be negative"),
         (["-m", "logging=off,offline"], "'logging=off' and 'logging=offline' are one and the same run"),
         (["-m", "budget.limit=interval(1,2)"], "budget.limit=interval(1,2): name the values"),
-        (["-m", "arm=rais"], "arm=rais: no such arm; only an experiment has arms"),
+        (["-m", "arm=rais"], "arm=rais: no such arm; this grid has no arms"),
         (["-m", "experiment=demo,other"], "run one experiment at a time"),
         (["arm=rais"], "arm=rais: only grids have arms; add -m"),
         (["-m", "launcher=joblib", "budget.unit=seconds", "seed=0"], "n_jobs=2 with budget.unit=seconds"),
