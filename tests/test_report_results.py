@@ -236,7 +236,7 @@ def test_the_index_lists_every_experiment_and_needs_no_network(rais):
         assert f'id="{experiment.id}"' in page and f"experiment={experiment.paper}/{experiment.id}<" in page
     planned = collect.planned_runs(CONF / "rais" / "rais_rot_mnist.yaml")
     assert page.count(f"4 of {planned} runs finished") == 2 and page.count("ready to run") > 1
-    assert page.count('<img alt="Figures 3 and 4 and Table 1, rot-MNIST"') == 1
+    assert page.count('<img alt="Figures 3 and 4 and Table 1, rot-MNIST, 15 epochs"') == 1
     links = re.findall(r'(?:src|href)="([^"]{1,30})', page)
     assert links and all(link.startswith(("#", "data:")) for link in links)
 
