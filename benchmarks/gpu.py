@@ -9,11 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Row, Work, race, seconds
-from benchmarks.runs import CIFAR, isbench_loop, make_parts
+from benchmarks.runs import CIFAR, experiment_numerics, isbench_loop, make_parts
 
 BATCH = 128
 MODELS = ("wrn_28_2", "resnet18")
-TF32 = ("numerics.engine=auto", "numerics.precision=tf32")
+TF32 = experiment_numerics(torch.device("cuda"))
 NUMERICS = {
     "float32": ("numerics.engine=auto",),
     "tf32": TF32,  # as the experiments run
