@@ -1,0 +1,22 @@
+"""The identity of a run is a promise: what results/ holds is found again by the same command, whatever moved since."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from isbench.config import config_folder
+from isbench.jobs import compose_grid
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+EXPERIMENTS = {path.stem: path for path in (config_folder() / "experiment").rglob("*.yaml")}
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob("*/runs.parquet")), ids=lambda p: p.name)
+def test_every_run_in_results_is_one_of_its_experiment(folder: Path) -> None:
+    choice = EXPERIMENTS[folder.name].relative_to(config_folder() / "experiment").with_suffix("")
+    _, jobs = compose_grid([f"experiment={choice}"])
+    possible = {(job.arm, job.config.seed): job.ids for job in jobs}
+    kept = pd.read_parquet(folder / "runs.parquet", columns=["run_id", "arm", "seed"])
+    for run in kept.itertuples():
+        assert run.run_id in possible[run.arm, run.seed]
