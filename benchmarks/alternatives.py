@@ -23,10 +23,10 @@ from benchmarks.data import Images
 from benchmarks.measure import Row, Work, race, ratios
 from benchmarks.runs import compose_config
 from isbench.build import _source, load_source
-from isbench.data.sources import Source
+from isbench.data.readers import Source
 from isbench.errors import DataError
 from isbench.models.cnn import LeNet
-from isbench.training.run import run
+from isbench.run import run
 
 BATCH = 128
 KEEP = 0.25  # share of a batch that selective backprop trains on

@@ -13,9 +13,9 @@ from torch import nn
 from benchmarks.measure import Work
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
-from isbench.data.sources import Source
+from isbench.data.readers import Source
+from isbench.loop import train
 from isbench.training.budget import Boundaries, Budget
-from isbench.training.loop import train
 from isbench.training.process import apply_numerics
 
 MNIST = ("dataset._target_=benchmarks.runs.random_images", "dataset.num_examples=60000", "dataset.num_test=10000")
@@ -44,9 +44,10 @@ def compose_config(*overrides: str) -> RunConfig:
 
 
 def make_parts(device: torch.device, *overrides: str) -> Parts:
-    """Make and warm up the objects of a run, as `isbench.training.run` does; `dataset=synthetic` unless overridden."""
+    """Make and warm up the objects of a run, as `isbench.run` does; `dataset=synthetic` unless overridden."""
     config = compose_config("dataset=synthetic", *overrides)
-    apply_numerics(config.numerics)
+    numerics = config.numerics
+    apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
     parts = build(config, device)
     parts.warm_up()
     return parts

@@ -4,17 +4,15 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from isbench.config import RunConfig, check_arguments, nearest
+from isbench.config import RunConfig, check_arguments, locate, nearest
 from isbench.data.augment import Augmentation
 from isbench.data.cache import on_disk
 from isbench.data.resident import ResidentDataset
@@ -22,8 +20,8 @@ from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
 from isbench.models.norm import SharedBatchNorm2d, WeightedBatchNorm2d, turn_batch_norm_into
-from isbench.probes.base import Probe
 from isbench.samplers.base import Sampler
+from isbench.samplers.workspace import Workspace
 from isbench.signals import CrossEntropy
 from isbench.training.budget import Budget
 from isbench.training.clock import Clock, SharedClock, WallClock
@@ -32,7 +30,6 @@ from isbench.training.ranks import ALONE, Ranks
 from isbench.training.schedule import Schedule
 from isbench.training.step import TrainStep
 from isbench.training.streams import Streams, derive_seed
-from isbench.training.workspace import Workspace
 from isbench.types import Progress
 
 
@@ -43,18 +40,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def locate(path: str) -> Callable:
-    """Return the function or class that a yaml's `_target_` names."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError):
-        found = None
-    if not callable(found):
-        raise ConfigError(f"_target_={path}: no such function or class")
-    return found
 
 
 def instantiate(group: str, node: dict[str, Any], **given: Any) -> Any:
@@ -86,7 +71,6 @@ class Parts:
     streams: Streams
     progress: Progress
     clock: Clock
-    probe: Probe
     learning_rate: float  # the base rate, which the schedule multiplies
 
     STATEFUL = ("model", "optimizer", "sampler", "workspace", "streams", "progress")
@@ -163,7 +147,6 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
             f"schedule={config.schedule['name']}: these values give a factor that is negative or not finite"
         )
     sampler: Sampler = instantiate("sampler", config.sampler)
-    probe: Probe = instantiate("probe", config.probe)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)
     source = load_source(config.dataset, config.data_dir)
     residency = config.dataset.get("residency", "device")
@@ -195,7 +178,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget, ranks)
     sampler.bind(workspace)
     step = TrainStep(engine, criterion, optimizer, sampler.observes, config.clip_norm, ranks, config.sync_norm)
-    parts = Parts(
+    return Parts(
         source,
         dataset,
         model,
@@ -209,11 +192,8 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
         streams,
         progress,
         clock or (WallClock(device) if ranks.size == 1 else SharedClock(device, ranks)),
-        probe,
         learning_rate=optimizer.param_groups[0]["lr"],
     )
-    probe.allocate(parts)
-    return parts
 
 
 def num_parameters(model: nn.Module) -> int:

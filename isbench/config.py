@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -44,6 +45,8 @@ IDENTITY = (
 )
 # Groups that name what to call.
 CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "probe")
+# Modules that moved after runs were recorded, and where they were: identities keep the old name, and both are found.
+MOVED = {"isbench.data.readers": "isbench.data.sources"}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 ENGINES = ("auto", "eager", "compiled", "graphed", "compiled_graphed")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -128,7 +131,7 @@ class RunConfig:
     data_dir: str = MISSING
     runs_dir: str = "runs"
     group: str | None = None  # a folder under runs_dir and the group in W&B: the name of the experiment
-    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.jobs
+    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.grid.jobs
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -236,6 +239,19 @@ def validate(cfg: DictConfig) -> RunConfig:
     return run
 
 
+def locate(path: str) -> Callable:
+    """Return the function or class that a yaml's `_target_` names, also under the name of a module that has moved."""
+    module, _, name = path.rpartition(".")
+    module = {before: now for now, before in MOVED.items()}.get(module, module)
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        found = None
+    if not callable(found):
+        raise ConfigError(f"_target_={path}: no such function or class")
+    return found
+
+
 def check_arguments(group: str, function: Callable, arguments: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
     """Check a group's values against the signature they are meant for, and return them converted.
 
@@ -289,9 +305,11 @@ def run_id(run: RunConfig) -> str:
 def _canonical(value: Any) -> Any:
     """Drop what does not change a run (names, leave to download, where data waits), and write 1 and 1.0 alike."""
     if isinstance(value, dict):
-        return {
-            str(key): _canonical(item) for key, item in value.items() if key not in ("name", "download", "residency")
-        }
+        kept = {str(key): item for key, item in value.items() if key not in ("name", "download", "residency")}
+        if "_target_" in kept:
+            module, _, name = kept["_target_"].rpartition(".")
+            kept["_target_"] = f"{MOVED.get(module, module)}.{name}"
+        return {key: _canonical(item) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

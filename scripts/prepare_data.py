@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from isbench.config import default_data_dir
-from isbench.data import sources
+from isbench.data import readers
 from isbench.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
@@ -44,7 +44,7 @@ def main() -> int:
     status = 0
     for name in arguments.names:
         options = dict(OmegaConf.load(CONF / f"{name}.yaml"))
-        read = getattr(sources, options.pop("_target_").rpartition(".")[2])
+        read = getattr(readers, options.pop("_target_").rpartition(".")[2])
         del options["name"]
         if "download" in options:
             options["download"] = arguments.download

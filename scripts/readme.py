@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from isbench.build import locate
 from isbench.cli import summary
+from isbench.config import locate
 from isbench.report.index import lede
 from isbench.report.inventory import INVENTORY
 from isbench.report.measures import headline

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
+from isbench.loop import train
 from isbench.recording.record import effective_rows, read_rows
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
-from isbench.training.loop import train
 from isbench.types import Draw
 
 torch.set_num_threads(1)

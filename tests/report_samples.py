@@ -12,7 +12,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def config(sampler: str, seed: int, **changes: Any) -> dict[str, Any]:
     """Return a resolved configuration like those that runs record."""
     plain = {
-        "dataset": {"name": "mnist5k", "_target_": "isbench.data.sources.mnist5k"},
+        "dataset": {"name": "mnist5k", "_target_": "isbench.data.readers.mnist5k"},
         "model": {"name": "lenet", "_target_": "isbench.models.cnn.LeNet"},
         "sampler": {"name": sampler},
         "optimizer": {

@@ -1,55 +1,80 @@
 """The shape of the code: which part may import which, and what only one place may do."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "isbench"
-# What each part of the package may import of the others, besides itself.
-MAY_IMPORT = {
-    "errors": set(),
-    "types": set(),
-    "locks": {"errors"},
+# The spine, from its top to its foot: what each part of the package may import of those below it.
+FOOT = {"errors", "types", "locks"}
+PARTS = FOOT | {"signals", "models", "data", "training"}
+SPINE = {
+    "__main__": {"cli"},
+    "status": {"grid"},
+    "cli": {"errors", "config", "explain", "grid", "run", "recording"},
+    "grid": {"errors", "locks", "config", "explain", "recording", "training", "build", "run"},
+    "studies": PARTS | {"config", "samplers", "build", "loop", "run", "recording"},
+    "run": PARTS | {"config", "samplers", "build", "loop", "recording", "probes"},
+    "probes": PARTS | {"samplers", "build", "recording"},
+    "build": PARTS | {"config", "samplers"},
+    "loop": PARTS | {"samplers"},
+    "report": {"errors", "config", "recording"},
+    "explain": {"errors", "config"},
+    "config": {"errors", "recording"},
+    "samplers": PARTS,
+    "training": PARTS - {"training"},
+    "data": FOOT,
+    "signals": {"types"},
     "models": {"types", "errors"},
-    "signals": {"types", "models"},
-    "data": {"types", "errors", "locks"},
-    "samplers": {"types", "errors", "signals"},
-    "recording": {"errors"},
-    "probes": {"types", "errors", "signals", "data", "models", "samplers", "recording", "training"},
-    "report": {"errors", "recording"},
-    "training": {"types", "errors", "locks", "signals", "data", "models", "samplers"},
-    "jobs": {"errors", "locks", "config", "recording"},
-    "grid": {"errors", "locks", "config", "recording", "jobs"},
-    "status": {"errors", "config", "recording", "jobs", "cli"},
+    "recording": {"errors", "__init__"},
+    "locks": {"errors"},
+    "types": set(),
+    "errors": set(),
+    "__init__": set(),
 }
-# run.py is where a run meets its record and its configuration.
-EXCEPTIONS = {"training/run.py": {"build", "config", "recording"}}
 
 
 def imports(path: Path) -> set[str]:
-    """Return the modules that a file imports, also inside functions, but not for type checking alone."""
+    """Return what a file imports, modules and names in modules, also inside functions and for type checking alone."""
     tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            parts = [f"isbench.{alias.name}" for alias in node.names] if node.module == "isbench" else []
-            names.update([node.module, *parts])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
+def modules() -> dict[str, set[str]]:
+    """Return each module of the package with those of it that it imports."""
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found = {}
+    for name, path in names.items():
+        used = {each if each in names else each.rpartition(".")[0] for each in imports(path)}
+        found[name] = (used & set(names)) - {name}
+    return found
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_no_arrow_points_up() -> None:
+    order = list(SPINE)
+    for part, below in SPINE.items():
+        assert all(order.index(other) > order.index(part) for other in below), part
+
+
 def test_import_directions() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        relative = path.relative_to(PACKAGE)
-        part = relative.parts[0].removesuffix(".py")
-        if part not in MAY_IMPORT:
-            continue
-        allowed = MAY_IMPORT[part] | {part} | EXCEPTIONS.get(relative.as_posix(), set())
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("isbench.")}
-        assert used <= allowed, f"{relative} imports {used - allowed}"
+    for module, used in modules().items():
+        part = part_of(module)
+        assert {part_of(other) for other in used} <= SPINE[part] | {part}, module
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(modules()).prepare()
 
 
 def test_who_may_import_what() -> None:
@@ -61,12 +86,12 @@ def test_who_may_import_what() -> None:
         }
 
     assert importers("wandb") == {"recording/wandb_sink.py"}
-    assert importers("hydra") <= {"cli.py", "config.py", "grid.py", "jobs.py"}
-    assert importers("omegaconf") <= {"cli.py", "config.py", "grid.py", "jobs.py"}
+    configuring = {"cli.py", "config.py", "explain.py", "grid/sweeper.py", "grid/slurm.py", "grid/jobs.py"}
+    assert importers("hydra") | importers("omegaconf") <= configuring
     assert not any(name.startswith("report/") for name in importers("torch"))
 
 
 def test_only_sampler_files_name_samplers() -> None:
-    for path in (PACKAGE / "training").glob("*.py"):
-        named = {name for name in imports(path) if name.startswith("isbench.samplers.")}
-        assert named <= {"isbench.samplers.base"}, f"{path.name} imports {named}"
+    for part in ("loop", "build", "run"):
+        named = {module for module in modules()[f"isbench.{part}"] if module.startswith("isbench.samplers.")}
+        assert named <= {"isbench.samplers.base", "isbench.samplers.workspace"}

@@ -11,17 +11,17 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from isbench import cli
-from isbench.build import build, initial_model, load_source, locate
-from isbench.config import config_folder, default_data_dir, recorded, run_folder, run_id, validate
+from isbench.build import build, initial_model, load_source
+from isbench.config import config_folder, default_data_dir, locate, recorded, run_folder, run_id, validate
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
+from isbench.explain import GROUPS
 from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_parts
 
 CHOICES = {
     group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-    for group in cli.GROUPS[:-2]  # the others, launcher and experiment, are for grids
+    for group in GROUPS[:-2]  # the others, launcher and experiment, are for grids
 }
 SHAPES = {"mnist": [1, 28, 28], "cifar": [3, 32, 32], "mit67": [3, 224, 224], "pixels": [784, 1]}
 

@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 
-from isbench.build import locate
-from isbench.config import CHOSEN, Budget, Evaluation, Logging, Numerics, RunConfig, check_arguments, config_folder
-from isbench.jobs import Job, compose_grid
+from isbench.config import (
+    CHOSEN,
+    Budget,
+    Evaluation,
+    Logging,
+    Numerics,
+    RunConfig,
+    check_arguments,
+    config_folder,
+    locate,
+)
+from isbench.grid.jobs import Job, compose_grid
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.claims import QUANTITIES
+from isbench.report.drawings import DRAWINGS
 from isbench.report.inventory import INVENTORY, Experiment
-from isbench.report.plots import DRAWINGS
-from isbench.training.run import run
+from isbench.run import run
 from tests.conftest import TINY_POOLS
 from tests.pretend_gpu import pretend_gpu
 
@@ -115,7 +124,7 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
     """Return a run of three updates on a few synthetic examples, which reads no file."""
     dataset = {
         "name": "synthetic",
-        "_target_": "isbench.data.sources.synthetic",
+        "_target_": "isbench.data.readers.synthetic",
         "num_examples": 64,
         "num_test": 8,
         "shape": SHAPES.get(config.dataset["name"], [1, 28, 28]),

@@ -11,8 +11,8 @@ from isbench.build import build
 from isbench.errors import ConfigError
 from isbench.models.mlp import MLP
 from isbench.recording.record import read_rows
+from isbench.run import run
 from isbench.training.engine import Captured, Engine
-from isbench.training.run import run
 from isbench.types import Batch
 from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
 from tests.pretend_gpu import GPU, pretend_gpu

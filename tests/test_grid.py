@@ -18,11 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import isbench
-from isbench import cli, grid, status
+from isbench import cli, explain
 from isbench.config import config_folder
 from isbench.errors import ConfigError, UserError
-from isbench.jobs import check_distinct, compose_grid
-from isbench.jobs import expand as expand_grid
+from isbench.grid import status
+from isbench.grid import sweeper as grid
+from isbench.grid.jobs import check_distinct, compose_grid
+from isbench.grid.jobs import expand as expand_grid
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
@@ -63,7 +65,7 @@ def choices(tmp_path: Path, monkeypatch) -> Path:
     shutil.copytree(config_folder(), folder, ignore=shutil.ignore_patterns("impon", "is", "rais", "sgds"))
     path = folder / "experiment" / "tiny.yaml"
     path.write_text(EXPERIMENT)
-    monkeypatch.setattr("isbench.jobs.config_folder", lambda: folder)
+    monkeypatch.setattr("isbench.grid.jobs.config_folder", lambda: folder)
     monkeypatch.setattr(cli, "config_folder", lambda: folder)
     monkeypatch.setattr(sys, "argv", ["isbench"])
     return path
@@ -153,7 +155,7 @@ def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str)
     assert str(error.value).startswith(complaint) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("experiment", cli.choices("experiment"))
+@pytest.mark.parametrize("experiment", explain.choices("experiment"))
 def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
     folder, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
     check_distinct(jobs)
@@ -277,7 +279,7 @@ def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> 
 
 
 def test_processes_side_by_side_have_different_numbers() -> None:
-    code = "from isbench.grid import slot; print(slot(), slot(), flush=True); input()"
+    code = "from isbench.grid.member import slot; print(slot(), slot(), flush=True); input()"
 
     def begin(count: int) -> dict[str, subprocess.Popen]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -15,11 +15,11 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from isbench.data import image_tree, sources
-from isbench.data.folders import read_square
+from isbench.data import image_tree, readers
+from isbench.data.decoding import read_square
 from isbench.errors import ConfigError, DataError
 from tests.conftest import build_parts, same_state, tiny_overrides, train_parts
-from tests.test_sources import assert_one_line
+from tests.test_readers import assert_one_line
 
 
 def write_image(path, seed, side=20):
@@ -48,7 +48,7 @@ def tree(tmp_path):
 
 
 def read(root, **options):
-    return sources.image_folder(root.parent, root.name, **{"side": 16, **options})
+    return readers.image_folder(root.parent, root.name, **{"side": 16, **options})
 
 
 def refused(root, *parts, error=DataError, **options):
@@ -135,7 +135,7 @@ def test_it_is_the_same_folder_by_another_name(tree, monkeypatch):
     (tree.parent / "link").symlink_to(tree)
     monkeypatch.chdir(tree.parent)
     for name in ("link", "photos/../photos"):
-        assert sources.image_folder(Path(), name, side=16).checksum() == first.checksum()
+        assert readers.image_folder(Path(), name, side=16).checksum() == first.checksum()
     assert not decoded
 
 
@@ -200,13 +200,13 @@ def test_damaged_images_are_named_and_only_they_are_tried_again(tree, monkeypatc
 SLOW = """
 import sys, time
 from pathlib import Path
-from isbench.data import image_tree, sources
+from isbench.data import image_tree, readers
 read_square = image_tree.read_square
 def slow(path, side):
     time.sleep(0.05)
     return read_square(path, side)
 image_tree.read_square = slow
-sources.image_folder(Path(sys.argv[1]), "many", side=64)
+readers.image_folder(Path(sys.argv[1]), "many", side=64)
 """
 
 
@@ -233,7 +233,7 @@ def test_a_killed_process_leaves_whole_rows_to_go_on_from(tmp_path, monkeypatch)
 def test_what_is_missing_is_said_in_one_line(tmp_path, tree, monkeypatch):
     refused(tmp_path / "nowhere", "dataset.path", tmp_path / "nowhere")
     with pytest.raises(ConfigError) as error:
-        sources.image_folder(tmp_path)
+        readers.image_folder(tmp_path)
     assert_one_line(error, "dataset.path")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", tmp_path / "empty", "no folders")

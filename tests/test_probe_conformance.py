@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from isbench.build import Parts
+from isbench.build import Parts, instantiate
 from isbench.config import config_folder
 from isbench.errors import Incompatible
+from isbench.probes.base import Probe
 from isbench.recording.record import Record, effective_rows, read_rows
-from isbench.training.run import run
+from isbench.run import run
 from tests.conftest import TINY, build_parts, comparable, compose_config, tensors, train_parts
 
 PROBES = sorted(path.stem for path in (config_folder() / "probe").glob("*.yaml"))
@@ -27,12 +28,19 @@ def tiny_probe(probe: str) -> list[str]:
     overrides = [*TINY, "augmentation=crop", f"probe={probe}", *sizes]
     for sampler in (["sampler=uniform"], ["sampler=rais", "sampler.fit_examples=64"]):
         try:
-            build_parts(*overrides, *sampler)
+            make_probe([*overrides, *sampler])
         except Incompatible as reason:
             assert "\n" not in str(reason)
         else:
             return [*overrides, *sampler]
     raise AssertionError(f"no sampler suits the probe {probe}")
+
+
+def make_probe(overrides: list[str]) -> tuple[Probe, Parts]:
+    parts = build_parts(*overrides)
+    probe: Probe = instantiate("probe", compose_config(*overrides).probe)
+    probe.allocate(parts)
+    return probe, parts
 
 
 def modes(parts: Parts) -> list[bool]:
@@ -49,10 +57,10 @@ def record_with_evaluation(parts: Parts, folder: Path) -> Path:
 
 @every_probe
 def test_looking_leaves_no_trace(probe: str, tmp_path: Path) -> None:
-    parts = build_parts(*tiny_probe(probe))
+    looking, parts = make_probe(tiny_probe(probe))
     train_parts(parts)
     before, modes_before = copy.deepcopy(parts.state_dict()), modes(parts)
-    parts.probe.look(parts, record_with_evaluation(parts, tmp_path))
+    looking.look(parts, record_with_evaluation(parts, tmp_path))
     pairs = list(zip(tensors(before), tensors(parts.state_dict()), strict=True))
     assert len(pairs) > 10 and all(torch.equal(one, other) for one, other in pairs)
     assert modes(parts) == modes_before
@@ -60,9 +68,9 @@ def test_looking_leaves_no_trace(probe: str, tmp_path: Path) -> None:
 
 @every_probe
 def test_rows_are_plain(probe: str, tmp_path: Path) -> None:
-    parts = build_parts(*tiny_probe(probe))
+    looking, parts = make_probe(tiny_probe(probe))
     record_with_evaluation(parts, tmp_path)
-    rows = parts.probe.look(parts, tmp_path)
+    rows = looking.look(parts, tmp_path)
     assert bool(rows) == (probe not in ("none", "loss_patterns"))  # which has nothing to compare with at first
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     for row in rows:

@@ -19,7 +19,7 @@ from isbench.probes.gradient_variance import GradientVariance, distance, weighte
 from isbench.probes.loss_patterns import LossPatterns, deciles, lasting_shares
 from isbench.probes.scores import Scores, rounded
 from isbench.recording.record import Record, read_rows
-from isbench.training.run import run
+from isbench.run import run
 from tests.conftest import TINY, build_parts, compose_config, tensors, train_parts, wait_for_rows
 from tests.test_run import RUN, kill, start
 

@@ -10,7 +10,7 @@ import pytest
 
 from isbench.errors import UserError
 from isbench.report.__main__ import main
-from isbench.report.figures import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
+from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
 from isbench.report.load import describe, load_runs
 from isbench.report.measures import (
     headline,

@@ -11,15 +11,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import rc_context
 from omegaconf import OmegaConf
 
-from isbench.data.sources import mnist5k
+from isbench.data.readers import mnist5k
 from isbench.errors import UserError
-from isbench.jobs import expand
+from isbench.grid.jobs import expand
 from isbench.report import __main__ as report
 from isbench.report import collect
-from isbench.report.figures import MATPLOTLIB
+from isbench.report.curves import MATPLOTLIB
+from isbench.report.drawings import DRAWINGS
 from isbench.report.inventory import INVENTORY
 from isbench.report.load import load_runs, read_results
-from isbench.report.plots import DRAWINGS
 from tests.report_samples import COMMIT, write_run
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"

@@ -14,13 +14,13 @@ import torch
 
 from isbench.build import _source, load_source
 from isbench.config import run_id
-from isbench.data import cache, rotated, sources
+from isbench.data import cache, readers, rotated
 from isbench.data.augment import Augmentation, Rotation, Shift
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, DataError
 from isbench.training.process import keep_freed_memory
 from tests.conftest import build_parts, compose_config, same_state, tiny_overrides, train_parts
-from tests.test_sources import assert_one_line, write_amat, write_mit67, write_mnist
+from tests.test_readers import assert_one_line, write_amat, write_mit67, write_mnist
 
 ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def node(**options):
-    return {"name": "synthetic", "_target_": "isbench.data.sources.synthetic", "residency": "disk", **options}
+    return {"name": "synthetic", "_target_": "isbench.data.readers.synthetic", "residency": "disk", **options}
 
 
 def kept(folder):
@@ -45,13 +45,13 @@ def kept(folder):
 
 def count_reads(monkeypatch):
     """Count how often the synthetic data set is made."""
-    calls, read = [], sources.synthetic
+    calls, read = [], readers.synthetic
 
-    def counted(data_dir: Path, num_examples: int = 512) -> sources.Source:
+    def counted(data_dir: Path, num_examples: int = 512) -> readers.Source:
         calls.append(num_examples)
         return read(data_dir, num_examples)
 
-    monkeypatch.setattr(sources, "synthetic", counted)
+    monkeypatch.setattr(readers, "synthetic", counted)
     return calls
 
 
@@ -120,7 +120,7 @@ def test_rows_are_read_ahead_whole(tmp_path, monkeypatch):
         first = source.train_inputs.data_ptr() + index * size
         assert start % mmap.PAGESIZE == 0 and first - mmap.PAGESIZE < start <= first
         assert start + length >= first + size
-    in_memory = sources.synthetic(tmp_path)
+    in_memory = readers.synthetic(tmp_path)
     ResidentDataset(in_memory, Augmentation(), "cpu", residency="host").plain(indices)
     ResidentDataset(in_memory, Augmentation(), "cpu").plain(indices)
     assert len(calls) == 3
@@ -141,7 +141,7 @@ def test_what_is_on_disk_is_not_read_again(folder, tmp_path, monkeypatch):
     _source.cache_clear()
     second = load_source(node(), str(tmp_path))
     assert calls == [512]
-    in_memory = sources.synthetic(tmp_path)
+    in_memory = readers.synthetic(tmp_path)
     for name in ARRAYS:
         assert torch.equal(getattr(first, name), getattr(in_memory, name))
         assert torch.equal(getattr(second, name), getattr(in_memory, name))
@@ -202,7 +202,7 @@ def test_what_is_damaged_is_written_again(damage, folder, tmp_path, caplog):
     _source.cache_clear()
     source = load_source(node(), str(tmp_path))
     assert "damaged" in caplog.text
-    expected = sources.synthetic(tmp_path)
+    expected = readers.synthetic(tmp_path)
     assert all(torch.equal(getattr(source, name), getattr(expected, name)) for name in ARRAYS)
     caplog.clear()
     _source.cache_clear()
@@ -213,13 +213,13 @@ def test_what_is_damaged_is_written_again(damage, folder, tmp_path, caplog):
 def test_files_without_a_published_checksum_are_watched(folder, tmp_path):
     colours = {"pool": (0, 0, 250), "attic": (250, 0, 0)}
     write_mit67(tmp_path / "mit67", colours)
-    mit67 = {"_target_": "isbench.data.sources.mit67", "side": 16, "residency": "disk"}
+    mit67 = {"_target_": "isbench.data.readers.mit67", "side": 16, "residency": "disk"}
     first = load_source(mit67, str(tmp_path)).train_inputs.clone()
     write_mit67(tmp_path / "mit67", {**colours, "attic": (0, 250, 0)})
     _source.cache_clear()
     second = load_source(mit67, str(tmp_path))
     assert not torch.equal(first, second.train_inputs)
-    assert second.checksum() == sources.mit67(tmp_path, side=16).checksum()
+    assert second.checksum() == readers.mit67(tmp_path, side=16).checksum()
 
 
 def test_the_published_sample_takes_the_place_of_the_generated_one(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_the_published_sample_takes_the_place_of_the_generated_one(tmp_path, mon
     write_mnist(tmp_path, random, monkeypatch)
     monkeypatch.setitem(rotated.NUM_ROWS, rotated.TRAIN, 12)
     monkeypatch.setitem(rotated.NUM_ROWS, rotated.TEST, 15)
-    rot_mnist = {"_target_": "isbench.data.sources.rot_mnist", "sample": "auto", "residency": "disk"}
+    rot_mnist = {"_target_": "isbench.data.readers.rot_mnist", "sample": "auto", "residency": "disk"}
     assert "not the published sample" in load_source(rot_mnist, str(tmp_path)).provenance
     write_amat(tmp_path / "rot_mnist", random, monkeypatch)
     _source.cache_clear()
@@ -247,8 +247,8 @@ def test_who_writes_does_not_keep_the_memory(tmp_path):
 
 def test_leave_to_download_does_not_matter(tmp_path, monkeypatch):
     write_mnist(tmp_path, np.random.default_rng(0), monkeypatch)
-    pixels = {"_target_": "isbench.data.sources.pixel_mnist", "residency": "disk"}
-    expected = sources.pixel_mnist(tmp_path)
+    pixels = {"_target_": "isbench.data.readers.pixel_mnist", "residency": "disk"}
+    expected = readers.pixel_mnist(tmp_path)
     source = load_source({**pixels, "download": True}, str(tmp_path))
     assert source.train_inputs.shape == (20, 784, 1) and source.checksum() == expected.checksum()
     for path in (tmp_path / "MNIST" / "raw").iterdir():
@@ -260,13 +260,13 @@ def test_leave_to_download_does_not_matter(tmp_path, monkeypatch):
 WRITER = """
 import sys, time
 from isbench.build import load_source
-from isbench.data import sources
+from isbench.data import readers
 def slow(*arguments):
     print("reads", flush=True)
     time.sleep(float(sys.argv[2]))
     return make(*arguments)
-make, sources.Source = sources.Source, slow
-load_source({"_target_": "isbench.data.sources.synthetic", "residency": "disk"}, sys.argv[1])
+make, readers.Source = readers.Source, slow
+load_source({"_target_": "isbench.data.readers.synthetic", "residency": "disk"}, sys.argv[1])
 """
 
 
@@ -280,9 +280,9 @@ def start_writer(data_dir, seconds):
 
 def test_one_process_writes_and_others_wait(tmp_path, folder, caplog, monkeypatch):
     caplog.set_level("INFO")
-    expected = sources.synthetic(tmp_path).checksum()
+    expected = readers.synthetic(tmp_path).checksum()
     writer = start_writer(tmp_path, 1)
-    monkeypatch.setattr(sources, "Source", None)  # not to be made here
+    monkeypatch.setattr(readers, "Source", None)  # not to be made here
     assert load_source(node(), str(tmp_path)).checksum() == expected
     assert "waiting for another process" in caplog.text
     assert writer.communicate(timeout=60)[0] == "" and writer.returncode == 0
@@ -294,7 +294,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path, folder, capl
     writer = start_writer(tmp_path, 60)
     writer.kill()
     writer.communicate()
-    assert load_source(node(), str(tmp_path)).checksum() == sources.synthetic(tmp_path).checksum()
+    assert load_source(node(), str(tmp_path)).checksum() == readers.synthetic(tmp_path).checksum()
     assert "waiting" not in caplog.text
 
 
@@ -309,7 +309,7 @@ def test_half_a_file_is_written_anew(tmp_path, folder, monkeypatch):
     content = path.read_bytes()
     path.write_bytes(content[:128] + bytes(len(content) // 2))
     _source.cache_clear()
-    assert torch.equal(load_source(node(), str(tmp_path)).train_inputs, sources.synthetic(tmp_path).train_inputs)
+    assert torch.equal(load_source(node(), str(tmp_path)).train_inputs, readers.synthetic(tmp_path).train_inputs)
     assert not part.exists()
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_grow_is_named(tmp_path, folder):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_one_line(error, "train_inputs.npy cannot be written", "File too large", "ISBENCH_CACHE")
-    assert load_source(node(), str(tmp_path)).checksum() == sources.synthetic(tmp_path).checksum()
+    assert load_source(node(), str(tmp_path)).checksum() == readers.synthetic(tmp_path).checksum()
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, folder, monkeypatch):
@@ -354,7 +354,7 @@ def test_mistakes_are_one_line(tmp_path, folder):
             load_source(node(**{key: value}), str(tmp_path))
         assert_one_line(error, f"dataset.{key}", part)
     with pytest.raises(DataError) as error:
-        load_source({"_target_": "isbench.data.sources.mnist", "residency": "disk"}, str(tmp_path))
+        load_source({"_target_": "isbench.data.readers.mnist", "residency": "disk"}, str(tmp_path))
     assert_one_line(error, "train-images-idx3-ubyte", "dataset.download=true")
     assert not [path for path in folder.iterdir() if path.is_dir()]
 
@@ -363,7 +363,7 @@ def test_what_does_not_fit_on_the_device_is_said(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    source = sources.synthetic(tmp_path)
+    source = readers.synthetic(tmp_path)
     monkeypatch.setattr(source.train_inputs, "to", full, raising=False)
     with pytest.raises(ConfigError) as error:
         ResidentDataset(source, Augmentation(), "cpu")
@@ -379,7 +379,7 @@ def test_a_gpu_is_fed_the_same_bits(residency, slots, tmp_path):
     """Many batches are under way at once: none may be gathered into memory that a copy still reads."""
     source = load_source(node(residency=residency, shape=[3, 64, 64]), str(tmp_path))
     shift = Shift(4, "zeros", flip=True)
-    on_gpu = ResidentDataset(sources.synthetic(tmp_path, shape=(3, 64, 64)), shift, "cuda", slots)
+    on_gpu = ResidentDataset(readers.synthetic(tmp_path, shape=(3, 64, 64)), shift, "cuda", slots)
     fed = ResidentDataset(source, shift, "cuda", slots, residency=residency)
     generator = torch.Generator("cuda").manual_seed(0)
     draws = [torch.randint(on_gpu.num_examples, (128,), device="cuda", generator=generator) for _ in range(50)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from isbench.data.augment import Augmentation, Rotation, Shift
+from isbench.data.readers import synthetic
 from isbench.data.resident import ResidentDataset
-from isbench.data.sources import synthetic
 from isbench.errors import Incompatible
 
 AUGMENTATIONS = [Augmentation(), Shift(4, "zeros", flip=True), Rotation()]

@@ -107,9 +107,9 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_other_data_is_refused_on_resume(tmp_path: Path, monkeypatch) -> None:
-    from isbench.data.sources import Source
+    from isbench.data.readers import Source
     from isbench.errors import UserError
-    from isbench.training.run import run
+    from isbench.run import run
 
     process = start(tmp_path)
     wait_for_rows(tmp_path, 4)

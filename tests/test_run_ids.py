@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from isbench.config import config_folder
-from isbench.jobs import compose_grid
+from isbench.grid.jobs import compose_grid
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 EXPERIMENTS = {path.stem: path for path in (config_folder() / "experiment").rglob("*.yaml")}

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 import pytest
 
-from isbench import status
 from isbench.config import Budget, run_folder, run_id
-from isbench.jobs import Job, compose_grid
-from isbench.recording.queue import SlurmJob
+from isbench.grid import status
+from isbench.grid.jobs import Job, compose_grid
+from isbench.grid.queue import SlurmJob
 from isbench.recording.record import Record
 from isbench.training.budget import Budget as TrainingBudget
 from isbench.types import Progress

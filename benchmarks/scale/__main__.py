@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from benchmarks.scale.constants import measure, taken
 from benchmarks.scale.formulas import simulated
 from benchmarks.scale.tables import Plan, picture, renewed, tables
-from isbench.report.figures import MATPLOTLIB
+from isbench.report.curves import MATPLOTLIB
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "results" / "benchmarks", ROOT / "docs" / "scale.md"

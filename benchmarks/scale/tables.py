@@ -26,7 +26,7 @@ from benchmarks.scale.formulas import (
     variance_gain,
 )
 from benchmarks.summary import number
-from isbench.report.figures import INK, STYLES
+from isbench.report.curves import INK, STYLES
 
 Content = dict[str, Any]
 MODEL = "resnet18"  # whose forward share of a step stands for that of the planned network

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from isbench.data.cache import ARRAYS, digest, growing, map_array, mapped
-from isbench.data.folders import NUM_THREADS, in_threads, progress, read_square
+from isbench.data.decoding import NUM_THREADS, in_threads, progress, read_square
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError, DataError
 

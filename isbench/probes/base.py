@@ -1,10 +1,9 @@
 """The probe contract: what a figure needs besides loss and error, looked up while the clock is paused."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from isbench.build import Parts
+from isbench.build import Parts
 
 
 class Probe:
@@ -15,7 +14,7 @@ class Probe:
     has the same evaluations as one without.
     """
 
-    def allocate(self, parts: "Parts") -> None:
+    def allocate(self, parts: Parts) -> None:
         """Prepare for a run, before its first update.
 
         Raises:
@@ -23,7 +22,7 @@ class Probe:
             Incompatible: this model or sampler cannot be looked at so.
         """
 
-    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         """Return rows for the record: numbers, strings, or lists of numbers. Files may be kept in the run's folder.
 
         An interrupted run looks again at what it had not saved; the rows must then be the same. Of several processes

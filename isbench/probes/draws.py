@@ -1,16 +1,14 @@
 """Which examples a sampler would draw least and most (Johnson and Guestrin 2018, Figure 1)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from isbench.build import Parts
 from isbench.errors import ConfigError, Incompatible
 from isbench.probes.base import Probe
 from isbench.probes.scores import evaluation_mode, rounded
-
-if TYPE_CHECKING:
-    from isbench.build import Parts
 
 
 class Draws(Probe):
@@ -26,7 +24,7 @@ class Draws(Probe):
     def __init__(self, count: int):
         self.count = count
 
-    def allocate(self, parts: "Parts") -> None:
+    def allocate(self, parts: Parts) -> None:
         n = parts.dataset.num_examples
         if not 1 <= self.count <= n:
             raise ConfigError(f"probe.count={self.count}: must be from 1 to {n}, the size of the training set")
@@ -36,7 +34,7 @@ class Draws(Probe):
                 "has none"
             )
 
-    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset = parts.dataset
         probabilities = parts.sampler.probabilities()
         assert probabilities is not None

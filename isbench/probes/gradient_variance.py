@@ -13,19 +13,17 @@ of the noise out of their ratios.
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
 from isbench.probes.scores import Fetch, check_signals, evaluation_mode, gradient_chunk, score
 from isbench.samplers.base import categorical
 from isbench.training.streams import derive_seed
-
-if TYPE_CHECKING:
-    from isbench.build import Parts
 
 UNIFORM = "uniform"
 
@@ -53,12 +51,12 @@ class GradientVariance(Probe):
         self.repeats = repeats
         self.signals = signals
 
-    def allocate(self, parts: "Parts") -> None:
+    def allocate(self, parts: Parts) -> None:
         n = parts.dataset.num_examples
         if self.pool_size > n:
             raise ConfigError(f"probe.pool_size={self.pool_size} is larger than the training set ({n} examples)")
 
-    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset, device = parts.dataset, parts.dataset.device
         generator = torch.Generator(device)
         generator.manual_seed(derive_seed(parts.progress.updates, "gradient_variance"))
@@ -89,7 +87,7 @@ class GradientVariance(Probe):
         ]
 
 
-def weighted_gradient(parts: "Parts", positions: Tensor, fetch: Fetch, weights: Tensor) -> list[Tensor]:
+def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Tensor) -> list[Tensor]:
     """Return the gradient of mean(weights * losses), weights (n,), at `positions` (n,) for each trainable parameter."""
     parameters = [p for p in parts.model.parameters() if p.requires_grad]
     gradient = [torch.zeros_like(p) for p in parameters]

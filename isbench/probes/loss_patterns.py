@@ -7,20 +7,18 @@ belongs to another state of the model; here all losses of a look belong to the s
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from isbench.build import Parts
 from isbench.errors import ConfigError, UserError
 from isbench.probes.base import Probe
 from isbench.probes.scores import evaluation_mode, score
 from isbench.recording.record import effective_rows, read_rows
-
-if TYPE_CHECKING:
-    from isbench.build import Parts
 
 FILE = "loss_patterns.npz"
 MAX_BINS = 256  # deciles are kept in a byte each
@@ -47,12 +45,12 @@ class LossPatterns(Probe):
     def __init__(self, bins: int):
         self.bins = bins
 
-    def allocate(self, parts: "Parts") -> None:
+    def allocate(self, parts: Parts) -> None:
         most = min(MAX_BINS, parts.dataset.num_examples)
         if not 2 <= self.bins <= most:
             raise ConfigError(f"probe.bins={self.bins}: must be from 2 to {most}")
 
-    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset, progress = parts.dataset, parts.progress
         with evaluation_mode(parts.model):
             everything = torch.arange(dataset.num_examples, device=dataset.device)

@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
 from isbench.signals import FULL_GRADIENT, SCORES, per_example, per_example_gradient_norm
-
-if TYPE_CHECKING:
-    from isbench.build import Parts
 
 log = getLogger("isbench")
 SUBSET_SEED = 0  # the same examples are looked at in every run
@@ -45,14 +43,14 @@ class Scores(Probe):
         self.examples = examples
         self.signals = signals
 
-    def allocate(self, parts: "Parts") -> None:
+    def allocate(self, parts: Parts) -> None:
         n = parts.dataset.num_examples
         if self.examples is not None and not 1 <= self.examples <= n:
             raise ConfigError(f"probe.examples={self.examples}: must be from 1 to {n} (the training set), or null")
         subset = torch.randperm(n, generator=torch.Generator().manual_seed(SUBSET_SEED))[: self.examples]
         self.subset = subset.sort().values.to(parts.dataset.device)
 
-    def look(self, parts: "Parts", folder: Path) -> list[dict[str, Any]]:
+    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         with evaluation_mode(parts.model):
             scores = score(parts, self.subset, parts.dataset.plain, self.signals)
         labels = parts.dataset.targets[self.subset]
@@ -78,12 +76,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def gradient_chunk(parts: "Parts") -> int:
+def gradient_chunk(parts: Parts) -> int:
     """Return how many examples go through the network together where activations are kept for a backward pass."""
     return max(1, parts.dataset.chunk_size // 8)
 
 
-def score(parts: "Parts", positions: Tensor, fetch: Fetch, signals: Sequence[str]) -> dict[str, Tensor]:
+def score(parts: Parts, positions: Tensor, fetch: Fetch, signals: Sequence[str]) -> dict[str, Tensor]:
     """Return per-example signals of what `fetch` gives for `positions` (n,), (n,) float32 each.
 
     Not counted as scored: looking is no cost of the method.

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -40,6 +41,15 @@ COLUMNS: tuple[str, ...] = (
 UNIT_COLUMNS = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
 # How a run ends that no command continues.
 ENDED = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` is finished, diverged or skipped, or running (elsewhere)."""
+
+    folder: Path
+    status: str
+    reason: str
 
 
 class Record:

@@ -12,15 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from isbench.errors import UserError
-from isbench.report.claims import check, findings_json
-from isbench.report.figures import save
+from isbench.report.claims import check, claims_table, findings_json
+from isbench.report.curves import save
+from isbench.report.drawings import DRAWINGS, curves
 from isbench.report.index import render_index
 from isbench.report.inventory import INVENTORY, Experiment
 from isbench.report.load import FILES, Runs, load_runs, read_results
 from isbench.report.measures import headline, summary_table
 from isbench.report.page import render
-from isbench.report.plots import DRAWINGS, curves
-from isbench.report.tables import arms_table, claims_table, latex, markdown, to_markdown
+from isbench.report.tables import arms_table, latex, markdown, to_markdown
 
 
 def report(

@@ -286,6 +286,23 @@ def _hardware(run: pd.Series) -> str:
     return f"{'one thread' if threads == 1 else f'{threads:g} threads'} of {run['cpu']}"
 
 
+def claims_table(findings: list[Finding]) -> pd.DataFrame:
+    """Return text: what a paper reports, its number, ours with its interval, and the verdict."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": finding.claim.text,
+                "arms": finding.arms(),
+                "published": finding.published(),
+                "ours [95 %]": finding.ours(),
+                "n": str(finding.n),
+                "verdict": finding.verdict,
+            }
+            for finding in findings
+        ]
+    )
+
+
 def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
     """Return findings as plain values, numbers to six significant digits, those that are not finite as null."""
     return [

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
@@ -25,6 +24,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
+from isbench.config import locate
 from isbench.errors import UserError
 from isbench.recording.record import ENDED, read_rows
 from isbench.report.inventory import INVENTORY
@@ -149,7 +149,7 @@ def _training_images(start: dict[str, Any]) -> Any:
     """
     node = start["config"]["dataset"]
     options = {key: value for key, value in node.items() if key not in ("name", "_target_", "download", "residency")}
-    source = resolve_name(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
+    source = locate(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
     if source.checksum() != start["data"]["checksum"]:
         raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")
     return source.train_inputs.numpy()

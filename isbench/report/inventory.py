@@ -41,7 +41,7 @@ class Experiment:
         paper: sgds, is, impon or rais.
         shows: where it is published, and what it shows.
         claims: what it says.
-        figure: the function of isbench.report.plots that draws it.
+        figure: the function of isbench.report.drawings that draws it.
         needs: what a run needs beyond two cores and free data; empty if nothing.
         remarks: where our setting differs from the paper's.
     """

@@ -8,7 +8,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from isbench.report.assets import CSS, SCRIPT, document
-from isbench.report.figures import EPOCHS, ERROR, LOSS, SECONDS, Comparison, Style, comparisons, interactive, styles
+from isbench.report.curves import EPOCHS, ERROR, LOSS, SECONDS, Comparison, Style, comparisons, interactive, styles
 from isbench.report.load import SETTINGS, Runs
 from isbench.report.measures import headline, verdict
 from isbench.report.tables import number, readable

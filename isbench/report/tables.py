@@ -1,15 +1,12 @@
 """Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by pages and tables."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from isbench.report.load import Runs
 from isbench.report.measures import outcome, t_interval
-
-if TYPE_CHECKING:
-    from isbench.report.claims import Finding
 
 MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 
@@ -121,23 +118,6 @@ def arms_table(runs: Runs) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def claims_table(findings: "list[Finding]") -> pd.DataFrame:
-    """Return text: what a paper reports, its number, ours with its interval, and the verdict."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": finding.claim.text,
-                "arms": finding.arms(),
-                "published": finding.published(),
-                "ours [95 %]": finding.ours(),
-                "n": str(finding.n),
-                "verdict": finding.verdict,
-            }
-            for finding in findings
-        ]
-    )
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -12,16 +12,13 @@ State that must survive a resume is registered as buffers in `allocate`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
+from isbench.samplers.workspace import Workspace
 from isbench.types import Draw, Progress
-
-if TYPE_CHECKING:
-    from isbench.training.workspace import Workspace
 
 Signals = Mapping[str, Tensor]
 
@@ -32,15 +29,15 @@ class Sampler(nn.Module):
     observes: tuple[str, ...] = ()  # signals wanted from the training step
     weighted_norm: bool = False  # batch statistics weighted by the draw's weights
 
-    workspace: "Workspace"
+    workspace: Workspace
 
-    def bind(self, workspace: "Workspace") -> None:
+    def bind(self, workspace: Workspace) -> None:
         """Keep the workspace and register the buffers."""
         self.workspace = workspace
         self.allocate(workspace)
         self.to(workspace.device)
 
-    def allocate(self, workspace: "Workspace") -> None:
+    def allocate(self, workspace: Workspace) -> None:
         """Check sizes (raise `Incompatible`) and register buffers for all that must survive a resume."""
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
@@ -132,7 +129,7 @@ class EpochSampler(Sampler):
     A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
     """
 
-    def allocate(self, workspace: "Workspace") -> None:
+    def allocate(self, workspace: Workspace) -> None:
         self._indices = torch.empty(0, dtype=torch.int64, device=workspace.device)
         self._weights = torch.empty(0, device=workspace.device)
         self._cursor = 0
@@ -164,7 +161,7 @@ class EpochSampler(Sampler):
         self._cursor = state["cursor"]
 
 
-def check_pool(workspace: "Workspace", size: int, key: str = "pool_size", at_least: int | None = None) -> None:
+def check_pool(workspace: Workspace, size: int, key: str = "pool_size", at_least: int | None = None) -> None:
     """Check that a batch (or `at_least` examples) can be chosen from a pool of `size` examples of the training set.
 
     Raises:

@@ -20,11 +20,11 @@ from torch import Tensor
 from isbench.build import build, resolve_device
 from isbench.config import RunConfig, default_data_dir
 from isbench.errors import Diverged, Incompatible, UserError
+from isbench.loop import train
 from isbench.recording.record import read_rows
 from isbench.samplers.base import EpochSampler
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
-from isbench.training.loop import train
 from isbench.training.process import apply_numerics
 from isbench.training.streams import derive_seed
 from isbench.types import Progress
@@ -95,7 +95,8 @@ def main(arguments: list[str]) -> None:
     if not path.parent.is_dir():
         sys.exit(f"isbench: {path}: there is no folder {path.parent}")
     config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"] | {"data_dir": default_data_dir()})
-    apply_numerics(config.numerics)
+    numerics = config.numerics
+    apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
     try:
         table = irreducible_loss(config)
         torch.save(table, path)

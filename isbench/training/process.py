@@ -7,25 +7,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from isbench.config import Numerics
-    from isbench.training.budget import Boundaries
+from isbench.training.budget import Boundaries
 
 DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share of them in a parallel grid
 
 
-def apply_numerics(numerics: "Numerics") -> None:
-    """Set determinism, precision and threads for this process."""
+def apply_numerics(deterministic: bool, precision: str, threads: int | None) -> None:
+    """Set determinism, precision and threads for this process, all cores where `threads` is None."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; read when CUDA starts
-    torch.use_deterministic_algorithms(numerics.deterministic)
-    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a search for bugs
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = numerics.precision != "float32"
-    torch.set_num_threads(numerics.threads or DEFAULT_THREADS)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
+    torch.set_num_threads(threads or DEFAULT_THREADS)
     keep_freed_memory()
 
 
@@ -42,7 +40,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def stop_signals(boundaries: "Boundaries") -> Iterator[None]:
+def stop_signals(boundaries: Boundaries) -> Iterator[None]:
     """Turn SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT into a request to stop at the next step."""
 
     def request(number: int, frame: Any) -> None:

@@ -33,7 +33,7 @@ Stop = tuple[str, int]  # one of CALLS, or "lock"; the how many-th time
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["isbench.cli", "isbench.training.run", "tests.faults.commands"]
+    ["isbench.cli", "isbench.run", "tests.faults.commands"]
     + ["torch._inductor"]  # torch itself imports it once algorithms are to be deterministic
     + [f"isbench.samplers.{path.stem}" for path in (ROOT / "isbench" / "samplers").glob("[a-z]*.py")]
 )

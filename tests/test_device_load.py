@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from isbench.recording.record import effective_rows, read_rows
-from isbench.training.neighbours import counted
+from isbench.training.device_load import counted
 from tests.conftest import wait_for_rows
 from tests.test_run import finish, kill, start
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from isbench.training.neighbours import counted
+from isbench.training.device_load import counted
 with counted(Path(sys.argv[1])) as count:
     print(count(), flush=True)
     time.sleep(100)

@@ -23,13 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
 from isbench.errors import ConfigError
+from isbench.grid.kept import collected_runs
+from isbench.grid.queue import SlurmJob
 from isbench.locks import is_taken
-from isbench.recording.collected import collected_runs
-from isbench.recording.queue import SlurmJob
 from isbench.recording.record import ENDED, last_status, read_rows
 
 Axes = dict[str, list[str]]  # key -> key=value, once for each value
 Ending = tuple[str, str]  # status and reason
+ELSEWHERE: Ending = ("running", "another process is at work on it")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from isbench.data import cache, image_tree, rotated
+from isbench.data.decoding import read_images, read_list
 from isbench.data.files import (
     CIFAR10_FILES,
     CIFAR100_FILES,
@@ -30,7 +31,6 @@ from isbench.data.files import (
     read_checked,
     read_idx,
 )
-from isbench.data.folders import read_images, read_list
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError, DataError
 

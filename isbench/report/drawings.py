@@ -1,6 +1,6 @@
 """The figures of experiments, one drawing function per kind: from runs to a matplotlib figure and the data behind it.
 
-Lines are means over seeds with their 95 % Student-t band, thin lines single seeds, as in isbench.report.figures.
+Lines are means over seeds with their 95 % Student-t band, thin lines single seeds, as in isbench.report.curves.
 Figures of scores show the last look of the lowest seed; the numbers above them are means over seeds.
 """
 
@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from isbench.report.figures import (
+from isbench.report.curves import (
     EPOCHS,
     ERROR,
     INK,

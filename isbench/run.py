@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -14,34 +14,25 @@ from typing import Any
 import torch
 
 from isbench import locks
-from isbench.build import Parts, build, num_parameters, resolve_device
+from isbench.build import Parts, build, instantiate, num_parameters, resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
-from isbench.recording.collected import collected_runs
+from isbench.loop import train
+from isbench.probes.base import Probe
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
-from isbench.recording.record import ENDED, Record, Row, Unrecorded, effective_rows, last_status, read_rows
+from isbench.recording.record import ENDED, Outcome, Record, Row, Unrecorded, effective_rows, last_status, read_rows
 from isbench.recording.wandb_sink import make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
+from isbench.training.device_load import counted, device_name
 from isbench.training.evaluate import evaluate
-from isbench.training.loop import train
-from isbench.training.neighbours import counted, device_name
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
 from isbench.training.ranks import Ranks, join
 
 log = getLogger("isbench")
 TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `status` is finished, diverged or skipped, or running (elsewhere)."""
-
-    folder: Path
-    status: str
-    reason: str
 
 
 def run(config: RunConfig) -> Outcome:
@@ -67,9 +58,12 @@ def run(config: RunConfig) -> Outcome:
 
     if (outcome := ended()) is not None:
         return outcome
-    apply_numerics(config.numerics)
+    numerics = config.numerics
+    apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
     with memory_named(device.type):
+        probe: Probe = ranks.attempt(lambda: instantiate("probe", config.probe))
         parts = ranks.attempt(lambda: build(config, device, ranks=ranks))
+        ranks.attempt(lambda: probe.allocate(parts))
         try:
             parts.warm_up()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -83,45 +77,7 @@ def run(config: RunConfig) -> Outcome:
         count = ranks.attempt(enter if ranks.is_first else lambda: lambda: 1)
         if (outcome := ended()) is not None:  # by another process, while this one got ready
             return outcome
-        return Attempt(config, folder, parts, count, ranks).run()
-
-
-def kept(config: RunConfig) -> Outcome | None:
-    """Return how a run ended that is kept in results/ and has no folder here, None if there is no such run."""
-    config = replace(config, device=resolve_device(config.device).type)
-    folder, ended = run_folder(config), collected_runs(config.group).get(run_id(config))
-    return None if ended is None or (folder / "record.jsonl").exists() else Outcome(folder, *ended)
-
-
-def skip(config: RunConfig, reason: str) -> Outcome:
-    """Record that a configuration cannot be trained, so that a grid accounts for every run."""
-    config = replace(config, device=resolve_device(config.device).type)
-    folder = run_folder(config)
-    if not join().is_first:
-        return Outcome(folder, "skipped", reason)
-    with locked(folder):
-        record = Record(folder / "record.jsonl")
-        record.append("start", time=_now(), resumed_at=0, run_id=run_id(config), config=recorded(config))
-        record.append("end", status="skipped", reason=reason)
-    return Outcome(folder, "skipped", reason)
-
-
-def share_machine(config: RunConfig, jobs: int, number: int) -> None:
-    """Give the `number`-th of several simultaneous runs its GPU.
-
-    Raises:
-        ConfigError: the budget is in seconds, and runs would have to share a device; or each has several processes.
-    """
-    if join().size > 1:
-        raise ConfigError(f"hydra.launcher.n_jobs={jobs}: runs that several processes share go one after the other")
-    gpus = torch.cuda.device_count() if resolve_device(config.device).type == "cuda" else 0
-    if config.budget.unit == "seconds" and not 1 <= jobs <= gpus:
-        raise ConfigError(
-            f"hydra.launcher.n_jobs={jobs} with budget.unit=seconds: runs that share a device cannot be timed; "
-            "use launcher=local, or as many jobs as GPUs"
-        )
-    if gpus:
-        torch.cuda.set_device(number % gpus)
+        return Attempt(config, folder, parts, probe, count, ranks).run()
 
 
 class InUse(UserError):
@@ -145,10 +101,13 @@ def locked(folder: Path) -> Iterator[None]:
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
 
-    def __init__(self, config: RunConfig, folder: Path, parts: Parts, count: Callable[[], int], ranks: Ranks):
+    def __init__(
+        self, config: RunConfig, folder: Path, parts: Parts, probe: Probe, count: Callable[[], int], ranks: Ranks
+    ):
         self.config = config
         self.folder = folder
         self.parts = parts
+        self.probe = probe
         self.count = count
         self.ranks = ranks
         self.record = Record(folder / "record.jsonl") if ranks.is_first else Unrecorded()
@@ -208,7 +167,7 @@ class Attempt:
         self.boundaries = Boundaries(self.parts.budget, self.config.evaluation.points, progress, self.ranks)
         self.append(
             "start",
-            time=_now(),
+            time=now(),
             resumed_at=progress.updates,
             run_id=self.id,
             config=recorded(self.config),
@@ -334,10 +293,10 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        found = self.ranks.attempt(lambda: parts.probe.look(parts, self.folder) if self.ranks.is_first else [])
+        found = self.ranks.attempt(lambda: self.probe.look(parts, self.folder) if self.ranks.is_first else [])
         for values in self.ranks.first(found):
             self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
