@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row, race
 from benchmarks.runs import CIFAR, MNIST, bare_loop, copied, experiment_numerics, make_parts
+from isbench.samplers.presample import Presample
 
 POOL, BATCH = 640, 128
 MODELS = {"lenet": MNIST, "cnn7": MNIST, "wrn_28_2": CIFAR, "resnet18": CIFAR, "lstm": MNIST}
@@ -66,5 +67,6 @@ def measure(device: torch.device, choices: Sequence[str], rounds: int) -> list[l
 def measured_by_a_run(device: torch.device, *choices: str) -> float:
     """Return the threshold of a sampler that measures its own while it warms up."""
     parts = make_parts(device, *choices, "sampler=upper_bound", "sampler.gate=measured", *experiment_numerics(device))
-    parts.sampler.draw(parts.progress)
-    return float(parts.sampler.get_extra_state())
+    parts.sampler.draw()
+    assert isinstance(parts.sampler, Presample)
+    return parts.sampler.tau_threshold

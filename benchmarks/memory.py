@@ -112,7 +112,7 @@ def held_bytes(sampler: str, num_examples: int) -> tuple[int, str]:
     """Return the bytes that a sampler and the candidate stream hold after a draw, and its docstring's word on it."""
     data = (f"dataset.num_examples={num_examples}", "dataset.num_test=8", "dataset.shape=[1,4,4]")
     parts = make_parts(torch.device("cpu"), *MNIST[:1], *data, "model=mlp", "model.hidden=[4]", f"sampler={sampler}")
-    parts.sampler.draw(parts.progress)
+    parts.sampler.draw()
     stream = parts.workspace.state_dict()
     size = num_bytes([*parts.sampler.buffers(), *vars(parts.sampler).values(), *stream.values()])
     memory = re.search(r"^Memory: ((?:.|\n(?!\w[\w ]*:|\n))*)", inspect.getdoc(type(parts.sampler)) or "", re.MULTILINE)

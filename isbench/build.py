@@ -18,6 +18,7 @@ from isbench.data.cache import on_disk
 from isbench.data.resident import ResidentDataset
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError
+from isbench.loop import take_update
 from isbench.models.heads import Classifier
 from isbench.models.norm import SharedBatchNorm2d, WeightedBatchNorm2d, turn_batch_norm_into
 from isbench.samplers.base import Sampler
@@ -89,10 +90,8 @@ class Parts:
         self.clock.elapsed = self.progress.seconds
 
     def take_update(self) -> None:
-        """Take one update at the first learning rate, counted nowhere."""
-        draw = self.sampler.draw(self.progress)
-        self.sampler.observe(draw, self.step.compute_gradient(draw, self.sampler.reweight))
-        self.step.update(self.rate(0.0) * self.sampler.gain())
+        """Take one update at the first learning rate."""
+        take_update(self.sampler, self.step, self.rate(0.0), self.progress)
 
     def warm_up(self) -> None:
         """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
@@ -177,7 +176,9 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     engine = Engine(model, numerics.engine, numerics.precision, device, ranks=ranks, share_buffers=share_buffers)
     workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget, ranks)
     sampler.bind(workspace)
-    step = TrainStep(engine, criterion, optimizer, sampler.observes, config.clip_norm, ranks, config.sync_norm)
+    step = TrainStep(
+        engine, criterion, optimizer, sampler.reweight, sampler.observes, config.clip_norm, ranks, config.sync_norm
+    )
     return Parts(
         source,
         dataset,

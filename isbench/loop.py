@@ -1,4 +1,4 @@
-"""The timed loop. There is no method, model or data set in it."""
+"""One update, and the timed loop around it. There is no method, model or data set in it."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,19 @@ from isbench.training.budget import Boundaries, Budget
 from isbench.training.clock import Clock
 from isbench.training.schedule import Schedule
 from isbench.training.step import TrainStep
-from isbench.types import Progress
+from isbench.types import Draw, Progress
+
+
+def take_update(sampler: Sampler, step: TrainStep, rate: float, progress: Progress) -> tuple[Draw, float]:
+    """Take one update at the schedule's rate times the sampler's gain, and count it; return its draw and its gain."""
+    draw = sampler.draw()
+    sampler.observe(draw, step.compute_gradient(draw))
+    gain = sampler.gain()
+    step.update(gain * rate)
+    progress.updates += 1
+    progress.effective_updates += gain
+    progress.examples_trained += len(draw.batch)
+    return draw, gain
 
 
 def train(
@@ -23,18 +35,11 @@ def train(
     """Train until the budget is spent. The clock runs throughout except inside `at_boundary(learning_rate, gain)`."""
     clock.start()
     while not budget.is_spent(progress):
-        draw = sampler.draw(progress)
-        signals = step.compute_gradient(draw, sampler.reweight)
-        sampler.observe(draw, signals)
-        gain = sampler.gain()
-        learning_rate = gain * rate(budget.schedule_fraction(progress))
-        step.update(learning_rate)
-        progress.updates += 1
-        progress.effective_updates += gain
-        progress.examples_trained += len(draw.batch)
+        scheduled = rate(budget.schedule_fraction(progress))
+        _, gain = take_update(sampler, step, scheduled, progress)
         progress.seconds = clock.seconds()
         if boundaries.reached(progress):
             with clock.paused():
                 progress.seconds = clock.seconds()
-                at_boundary(learning_rate, gain)
+                at_boundary(gain * scheduled, gain)
     clock.stop()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isbench.build import Parts, build
 from isbench.config import RunConfig, config_folder, validate
-from isbench.loop import train
+from isbench.loop import take_update, train
 from isbench.recording.record import effective_rows, read_rows
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
@@ -87,14 +87,7 @@ def train_parts(parts: Parts, at_boundary: Callable[[float, float], None] = lamb
 
 def train_once(parts: Parts, rate: float) -> Draw:
     """Take one update as the loop does, its gain counted; return its draw."""
-    draw = parts.sampler.draw(parts.progress)
-    parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
-    gain = parts.sampler.gain()
-    parts.step.update(rate * gain)
-    parts.progress.updates += 1
-    parts.progress.effective_updates += gain
-    parts.progress.examples_trained += len(draw.batch)
-    return draw
+    return take_update(parts.sampler, parts.step, rate, parts.progress)[0]
 
 
 def example_gradients(parts: Parts) -> Tensor:

@@ -51,7 +51,7 @@ def test_both_loops_take_the_same_update() -> None:
     bare_step(parts, model, optimizer)()
     indices = torch.arange(16)
     draw = Draw(Batch(indices, *parts.dataset.plain(indices), torch.empty(16, 0)), torch.ones(16))
-    parts.step.compute_gradient(draw, parts.sampler.reweight)
+    parts.step.compute_gradient(draw)
     parts.step.update(parts.rate(0.0))
     for old, ours, theirs in zip(before, parts.model.parameters(), model.parameters(), strict=True):
         assert not torch.equal(old, ours)

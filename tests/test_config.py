@@ -2,22 +2,19 @@
 
 import inspect
 import itertools
-import re
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from isbench.build import build, initial_model, load_source
-from isbench.config import config_folder, default_data_dir, locate, recorded, run_folder, run_id, validate
+from isbench.config import config_folder, default_data_dir, locate, recorded, run_folder, run_id
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
 from isbench.explain import GROUPS
-from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_parts
+from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_once
 
 CHOICES = {
     group: sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
@@ -94,9 +91,7 @@ def test_gradients_reach_every_model_through_every_sampler(sampler: str) -> None
             assert "\n" not in str(reason)
             continue
         before = [p.clone() for p in parts.model.parameters()]
-        draw = parts.sampler.draw(parts.progress)
-        parts.sampler.observe(draw, parts.step.compute_gradient(draw, parts.sampler.reweight))
-        parts.step.update(0.1 * parts.sampler.gain())
+        train_once(parts, 0.1)
         assert any(not torch.equal(a, b) for a, b in zip(before, parts.model.parameters(), strict=True))
 
 
@@ -148,22 +143,6 @@ def test_what_does_not_change_a_run_does_not_change_its_id() -> None:
 
 def test_paths_are_not_recorded() -> None:
     assert not {"data_dir", "runs_dir"} & set(recorded(compose_config()))
-
-
-def test_the_recipe_of_contributing_trains(tmp_path: Path, monkeypatch) -> None:
-    text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
-    code = textwrap.dedent(re.search(r" *```python\n(.*?) *```", text, re.DOTALL)[1])
-    header = "import torch\nfrom isbench.samplers.base import *\nfrom isbench.types import Draw\n\n"
-    (tmp_path / "my_method.py").write_text(header + "from isbench.samplers.base import last_of_repeats\n" + code)
-    (tmp_path / "sampler").mkdir()
-    (tmp_path / "sampler" / "my_method.yaml").write_text("# mine\nname: my_method\n_target_: my_method.MyMethod\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        search = [f"hydra.searchpath=[file://{tmp_path}]"]
-        config = validate(compose("config", overrides=[*TINY, *search, "sampler=my_method"]))
-    parts = build(config, torch.device("cpu"), TickClock())
-    train_parts(parts)
-    assert parts.progress.updates == 40
 
 
 def test_data_dir_comes_from_the_environment(monkeypatch) -> None:

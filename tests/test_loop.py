@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from isbench import loop
 from isbench.errors import ConfigError
-from isbench.training import loop, schedule
+from isbench.training import schedule
 from isbench.training.budget import Boundaries, Budget
 from isbench.training.clock import WallClock
 from isbench.types import Progress

@@ -329,7 +329,7 @@ def test_probabilities_are_those_of_the_weights(sampler: tuple[str, ...], update
     probabilities = parts.sampler.probabilities()
     assert probabilities.shape == (160,) and float(probabilities.sum()) == pytest.approx(1)
     assert updates < 10 or probabilities.max() > 1.5 * probabilities.min(), "not uniform by now"
-    draw = parts.sampler.draw(parts.progress)
+    draw = parts.sampler.draw()
     expected = 1 / (160 * probabilities[draw.batch.indices])
     torch.testing.assert_close(draw.weights.double(), expected, rtol=1e-5, atol=0)
 

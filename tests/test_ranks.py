@@ -69,8 +69,8 @@ def standard_errors(overrides: list[str], ranks: Ranks, draws: int = 300) -> Ten
 
 
 def gradient_of_a_draw(parts: Parts) -> Tensor:
-    draw = parts.sampler.draw(parts.progress)
-    parts.step.compute_gradient(draw, parts.sampler.reweight)
+    draw = parts.sampler.draw()
+    parts.step.compute_gradient(draw)
     return torch.cat([p.grad.flatten() for p in parts.model.parameters() if p.grad is not None])
 
 
@@ -289,7 +289,7 @@ def test_mistakes_are_said_once(tmp_path: Path) -> None:
 def test_a_shared_batch_is_one_batch() -> None:
     parts = build(compose_config(*tiny_overrides("uniform"), "augmentation=crop"), torch.device("cpu"), TickClock())
     workspace = parts.workspace
-    workspace.ranks = Ranks(1, 2)
+    ranks = workspace._ranks = Ranks(1, 2)
     indices = torch.arange(9)
     shared = workspace.fetch(indices)
     whole = parts.dataset.fetch(indices, shared.views)
@@ -297,6 +297,6 @@ def test_a_shared_batch_is_one_batch() -> None:
     some = torch.tensor([8, 0, 0, 5])
     assert torch.equal(shared.take(some).inputs, whole.take(some).inputs)
     assert torch.equal(shared.take(some).join(shared).inputs, whole.take(some).join(whole).inputs)
-    mine = workspace.ranks.part(shared)
+    mine = ranks.part(shared)
     assert isinstance(mine, Batch)
     assert torch.equal(mine.inputs, whole.inputs[5:]) and mine.indices.tolist() == [5, 6, 7, 8]

@@ -62,7 +62,7 @@ def test_a_pass_is_a_share_without_repeats_and_prefers_the_hard() -> None:
         visit(sampler, list(range(start, start + 16)), [i / N for i in range(start, start + 16)])
     counts = torch.zeros(N)
     for _ in range(400):
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         assert len(indices) == len(indices.unique()) == int(0.3 * N) and (weights == 1).all()
         counts[indices] += 1
     groups = counts.view(8, -1).mean(dim=1)  # ever easier
@@ -113,7 +113,7 @@ def test_zeros_come_last() -> None:
 def test_at_share_one_a_pass_is_a_permutation(sampler: str) -> None:
     parts: Any = build_parts(*TINY, f"sampler={sampler}", "sampler.share=1")
     visit(parts.sampler, list(range(50)), [i / 50 for i in range(50)])
-    seen = torch.cat([parts.sampler.draw(parts.progress).batch.indices for _ in range(10)])
+    seen = torch.cat([parts.sampler.draw().batch.indices for _ in range(10)])
     assert torch.equal(seen.sort().values, torch.arange(N))
 
 
@@ -123,24 +123,24 @@ def test_weights_are_scores_over_their_mean() -> None:
     )
     sampler = parts.sampler
     visit(sampler, [0, 1, 2], [0.0, 0.5, 1.0])
-    warm_indices, warm_weights = sampler.plan(None)
+    warm_indices, warm_weights = sampler.plan()
     assert (warm_weights == 1).all() and len(warm_indices) == N
-    indices, weights = sampler.plan(None)
+    indices, weights = sampler.plan()
     q = torch.ones(N)  # the unvisited have the largest, that of example 0
     q[:3] = torch.tensor([1.0, 0.5, 0.0])
     expected = (q + q.mean()) / (2 * q.mean())
     torch.testing.assert_close(weights, expected[indices])
     assert float(weights.mean()) == pytest.approx(1)
     visit(sampler, list(range(N)), [torch.nan] * N)
-    assert sampler.plan(None)[1].isnan().all()
+    assert sampler.plan()[1].isnan().all()
 
 
 def test_warm_up_is_uniform() -> None:
     sampler: Any = build_parts(*TINY, "sampler=p_sgd", "sampler.warmup_passes=300", "sampler.smoothing=0").sampler
     visit(sampler, list(range(N)), [1.0 if i < N // 2 else 0.0 for i in range(N)])
-    passes = [sampler.plan(None)[0] for _ in range(300)]
+    passes = [sampler.plan()[0] for _ in range(300)]
     assert float((torch.cat(passes) < N // 2).float().mean()) == pytest.approx(0.5, abs=0.02)
-    assert (sampler.plan(None)[0] >= N // 2).all()  # 48 of the 80 with a score
+    assert (sampler.plan()[0] >= N // 2).all()  # 48 of the 80 with a score
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,45 @@
-"""What every sampler owes, whatever its method: one suite over all of conf/sampler."""
+"""What every sampler owes: one suite over all of conf/sampler and the example of CONTRIBUTING.md."""
 
+import ast
 import copy
 import inspect
 import re
+import shutil
 import statistics
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import isbench.samplers
 from isbench.build import Parts
+from isbench.config import config_folder
 from isbench.errors import Interrupted
+from isbench.samplers.workspace import Workspace
 from isbench.types import Draw
+from tests import conftest
 from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_once, train_parts
 
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+EXAMPLE = "my_method"
+
+
+@pytest.fixture(params=[*SAMPLERS, EXAMPLE])
+def sampler(request, tmp_path: Path, monkeypatch) -> str:
+    """Return a choice of conf/sampler; that of CONTRIBUTING.md is put in place as printed there."""
+    if request.param == EXAMPLE:
+        text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+        code, choice = (
+            textwrap.dedent(re.search(rf" *```{kind}\n(.*?) *```", text, re.DOTALL)[1]) for kind in ("python", "yaml")
+        )
+        (tmp_path / f"{EXAMPLE}.py").write_text(code)
+        monkeypatch.setattr(isbench.samplers, "__path__", [*isbench.samplers.__path__, str(tmp_path)])
+        shutil.copytree(config_folder(), tmp_path / "conf")
+        (tmp_path / "conf" / "sampler" / f"{EXAMPLE}.yaml").write_text(choice)
+        monkeypatch.setattr(conftest, "config_folder", lambda: tmp_path / "conf")
+    return request.param
 
 
 def stop_at(updates: int, parts: Parts) -> None:
@@ -34,15 +58,14 @@ def record_draws(parts: Parts) -> list[Draw]:
     draws: list[Draw] = []
     original = parts.sampler.draw
 
-    def draw(progress):
-        draws.append(original(progress))
+    def draw():
+        draws.append(original())
         return draws[-1]
 
     parts.sampler.draw = draw  # type: ignore[method-assign]
     return draws
 
 
-@every_sampler
 def test_draws_are_valid(sampler: str) -> None:
     parts = build_parts(*tiny_overrides(sampler), "augmentation=crop")
     draws = record_draws(parts)
@@ -60,7 +83,6 @@ def test_draws_are_valid(sampler: str) -> None:
         assert all(len(value) == len(batch) for value in draw.memo.values())
 
 
-@every_sampler
 @pytest.mark.parametrize("updates", [1, 17, 33])
 def test_resume_is_bit_exact(sampler: str, updates: int, tmp_path) -> None:
     overrides = tiny_overrides(sampler) + ["augmentation=crop"]
@@ -78,7 +100,6 @@ def test_resume_is_bit_exact(sampler: str, updates: int, tmp_path) -> None:
     assert same_state(whole, second)
 
 
-@every_sampler
 def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
     """The negative control of the resume test: spoiling any one stream must change the result."""
     overrides = tiny_overrides(sampler) + ["augmentation=crop"]
@@ -96,7 +117,6 @@ def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
         assert not same_state(whole, second), stream
 
 
-@every_sampler
 def test_looking_changes_nothing(sampler: str) -> None:
     overrides = tiny_overrides(sampler)
     plain, watched = build_parts(*overrides), build_parts(*overrides)
@@ -112,7 +132,6 @@ def test_looking_changes_nothing(sampler: str) -> None:
     assert same_state(plain, watched)
 
 
-@every_sampler
 def test_warm_up_leaves_no_trace(sampler: str) -> None:
     overrides = tiny_overrides(sampler)
     cold, warm = build_parts(*overrides), build_parts(*overrides)
@@ -123,7 +142,6 @@ def test_warm_up_leaves_no_trace(sampler: str) -> None:
     assert same_state(cold, warm)
 
 
-@every_sampler
 def test_seeds_decide(sampler: str) -> None:
     one, same, other = (build_parts(*tiny_overrides(sampler), f"seed={seed}") for seed in (1, 1, 2))
     draws = [record_draws(parts) for parts in (one, same, other)]
@@ -134,14 +152,12 @@ def test_seeds_decide(sampler: str) -> None:
     assert not torch.equal(indices[0][:100], indices[2][:100])
 
 
-@every_sampler
 def test_initial_weights_do_not_depend_on_the_sampler(sampler: str) -> None:
     ours, uniform = build_parts(*tiny_overrides(sampler)), build_parts(*tiny_overrides("uniform"))
     for a, b in zip(ours.model.parameters(), uniform.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-@every_sampler
 def test_loss_falls(sampler: str) -> None:
     parts = build_parts(*tiny_overrides(sampler), "budget.limit=80", "optimizer.lr=0.05")
 
@@ -173,11 +189,10 @@ class HostReads(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@every_sampler
 def test_host_reads_are_as_documented(sampler: str, monkeypatch) -> None:
     parts = build_parts(*tiny_overrides(sampler), "augmentation=crop")
     documented = re.search(r"Host reads: (\d+)(?: per (\w+))?", inspect.getdoc(type(parts.sampler)) or "")
-    assert documented, "the docstring has no line 'Host reads: ...'"
+    assert documented
     counter = HostReads()
     original = Tensor.tolist
 
@@ -198,3 +213,37 @@ def test_host_reads_are_as_documented(sampler: str, monkeypatch) -> None:
         assert sum(per_update) <= allowed * sum(per_pool)
     else:
         assert statistics.median(per_update) <= allowed
+
+
+def test_the_docstring_says_what_the_method_costs(sampler: str) -> None:
+    documentation = inspect.getdoc(type(build_parts(*tiny_overrides(sampler)).sampler)) or ""
+    for fact in ("Estimator", "Memory", "Cost", "Host reads"):
+        assert re.search(rf"^{fact}: \w", documentation, re.MULTILINE), fact
+
+
+def offered() -> set[str]:
+    """Return the names that a sampler may take from the workspace: its documented attributes and methods."""
+    attributes = re.findall(r"^    (\w+): ", inspect.getdoc(Workspace) or "", re.MULTILINE)
+    methods = [name for name, method in inspect.getmembers(Workspace, inspect.isfunction) if method.__doc__]
+    return {name for name in (*attributes, *methods) if not name.startswith("_")}
+
+
+def trespasses(source: str) -> list[str]:
+    """Return what code takes from a workspace without being offered it, and what it takes that belongs to others."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = ast.unparse(node.value)
+        is_private = node.attr.startswith("_") and not node.attr.startswith("__") and owner not in ("self", "torch")
+        if is_private or (owner.split(".")[-1] == "workspace" and node.attr not in offered()):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_samplers_take_from_the_workspace_what_it_offers() -> None:
+    assert trespasses("self.workspace.model") and trespasses("workspace.state_dict()") and trespasses("w._streams")
+    assert not trespasses("self.workspace.fetch(workspace.uniform(self._size))")
+    for path in Path(isbench.samplers.__file__).parent.glob("*.py"):
+        if path.stem != "workspace":
+            assert not trespasses(path.read_text()), path.name

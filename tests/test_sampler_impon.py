@@ -55,10 +55,10 @@ def test_the_step_equals_torch_sgd_on_the_contexts() -> None:
     train_parts(parts)
     theta = sampler.theta.clone().requires_grad_()
     optimizer = torch.optim.SGD([theta], lr=1e-4)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     with torch.no_grad():
         theta.copy_(sampler.theta)
-    signals = parts.step.compute_gradient(draw, sampler.reweight)
+    signals = parts.step.compute_gradient(draw)
     sampler.observe(draw, signals)
 
     norm = torch.cat([p.detach().flatten() for p in parts.model.parameters()]).norm()
@@ -75,7 +75,7 @@ def test_the_batch_is_the_end_of_the_ranked_bank(lowest: bool) -> None:
     parts.progress.examples_trained = 16  # within an epoch
     sampler.theta.normal_(generator=torch.Generator().manual_seed(1))
     banks = keep_banks(parts)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     (bank,) = banks
     assert len(bank) == 25
     with_norm = torch.cat([bank.inputs.flatten(1), torch.full((25, 1), 7.0)], dim=1)  # any norm gives the same ranking
@@ -93,7 +93,7 @@ def test_ties_are_broken_at_random_by_the_samplers_own_stream() -> None:
     for _ in range(2000):
         banks.clear()
         parts.workspace.uniform = lambda k: torch.arange(k)  # type: ignore[method-assign]
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         times_chosen[draw.batch.indices] += 1
     error = math.sqrt(2000 * 0.64 * 0.36)
     assert ((times_chosen - 2000 * 0.64).abs() < 4 * error).all()
@@ -104,11 +104,11 @@ def test_the_regressor_is_reset_at_each_epoch_and_not_before() -> None:
     reset_at = []
     original = sampler.draw
 
-    def draw(progress):
+    def draw():
         sampler.theta += 1
-        drawn = original(progress)
+        drawn = original()
         if not sampler.theta.any():
-            reset_at.append(progress.updates)
+            reset_at.append(parts.progress.updates)
         return drawn
 
     sampler.draw = draw  # type: ignore[method-assign]
@@ -122,12 +122,12 @@ def test_features_are_those_of_the_last_visit() -> None:
     assert not sampler.cache.any()
     expected = torch.zeros(160, 16)
     for _ in range(6):
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         theta = sampler.theta.clone()
         before = sampler.cache[draw.batch.indices]
         with torch.no_grad():
             features = parts.model.features(draw.batch.inputs)
-        signals = parts.step.compute_gradient(draw, sampler.reweight)
+        signals = parts.step.compute_gradient(draw)
         sampler.observe(draw, signals)
         for index, row in zip(draw.batch.indices.tolist(), features, strict=True):  # of repeats the last one stays
             expected[index] = row
@@ -178,17 +178,17 @@ def test_a_diverged_regressor_shows_in_the_weights(bad: float) -> None:
     parts, sampler = build_impon(*RAW)
     parts.progress.examples_trained = 16
     sampler.theta.fill_(bad)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     assert draw.weights.isnan().all() and len(draw.batch) == 16
 
 
 def test_zero_and_huge_losses() -> None:
     parts, sampler = build_impon(*RAW)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     parts.progress.examples_trained = 16
     for loss in (0.0, 1e6):
         sampler.observe(draw, {"loss": torch.full((16,), loss), "weight_norm": torch.tensor(10.0)})
-        assert torch.equal(sampler.draw(parts.progress).weights, torch.ones(16))
+        assert torch.equal(sampler.draw().weights, torch.ones(16))
 
 
 @pytest.mark.parametrize("override", ["sampler.bank_size=15", "sampler.regressor_lr=0", "sampler.inputs=pixels"])

@@ -23,7 +23,7 @@ def test_who_is_pruned_and_how_the_rest_is_weighted() -> None:
     sampler: Any = build_parts(*TINY, "sampler=infobatch", "sampler.prune=0.75").sampler
     scores = torch.cat([torch.full((120,), 0.1), torch.full((40,), 2.0)])
     set_scores(sampler, scores)
-    indices, weights = sampler.plan(None)
+    indices, weights = sampler.plan()
     assert len(indices.unique()) == len(indices) < N
     assert set(range(120, N)) <= set(indices.tolist())  # nobody above the mean is left out
     torch.testing.assert_close(weights, torch.where(indices < 120, 4.0, 1.0))
@@ -35,7 +35,7 @@ def test_the_first_pass_is_whole_and_equal_scores_prune_nobody() -> None:
     for scores in (None, torch.full((N,), 0.1), torch.zeros(N), torch.full((N,), torch.nan)):
         if scores is not None:
             set_scores(sampler, scores)
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         assert torch.equal(indices.sort().values, torch.arange(N)) and (weights == 1).all()
 
 
@@ -44,7 +44,7 @@ def test_each_example_counts_once_in_expectation() -> None:
     set_scores(sampler, torch.rand(N, generator=torch.Generator().manual_seed(0)))
     total, passes = torch.zeros(N), 2000
     for _ in range(passes):
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         total[indices] += weights
     error = (0.6 / 0.4 / passes) ** 0.5  # of the mean of 1 / (1 - r) times a coin with probability 1 - r
     assert ((total / passes - 1).abs() < 4.5 * error).all()
@@ -65,7 +65,7 @@ def test_the_gradient_of_a_pass_is_unbiased_for_lenet() -> None:
     direction = full / full.norm()
     with torch.no_grad():
         set_scores(parts.sampler, parts.criterion(parts.model(inputs), targets))
-    plans = [parts.sampler.plan(None) for _ in range(225)]
+    plans = [parts.sampler.plan() for _ in range(225)]
     ours = torch.stack([gradient(indices, weights) @ direction for indices, weights in plans])
     assert (ours.mean() - full.norm()).abs() < 4 * ours.std() / 15
     plain = torch.stack([gradient(indices, torch.ones(len(indices))) @ direction for indices, _ in plans[:50]])
@@ -80,8 +80,8 @@ def test_pruning_stops_at_its_share_of_the_budget() -> None:
     fractions, shares = [], []
     plan = parts.sampler.plan
 
-    def watched(progress):
-        indices, weights = plan(progress)
+    def watched():
+        indices, weights = plan()
         fractions.append(parts.workspace.fraction())
         shares.append((len(indices) / N, float(weights.max())))
         return indices, weights

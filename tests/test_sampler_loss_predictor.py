@@ -101,7 +101,7 @@ def test_draws_follow_the_predictions() -> None:
     floored = scores[:48].clamp_min(1e-6)
     counts = torch.zeros(160)
     for _ in range(2000):
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         counts += draw.batch.indices.bincount(minlength=160)
         torch.testing.assert_close(draw.weights, floored.mean() / floored[draw.batch.indices])
     share = floored / floored.sum()
@@ -121,7 +121,7 @@ def test_the_gradient_is_unbiased_only_with_exponent_1(exponent: float, is_unbia
     projected = (gradients @ directions).double()
     estimates, repeats = [], 0
     for _ in range(1500):
-        draw = parts.sampler.draw(parts.progress)
+        draw = parts.sampler.draw()
         repeats += 16 - len(draw.batch.indices.unique())
         estimates.append((draw.weights[:, None] * projected[draw.batch.indices]).mean(dim=0))
     means = torch.stack(estimates)
@@ -137,7 +137,7 @@ def test_one_adam_step_per_batch_on_the_history_before_it() -> None:
     twin.load_state_dict(sampler.predictor.state_dict())
     optimizer = torch.optim.Adam(twin.parameters(), 0.001, foreach=False)
     optimizer.load_state_dict(copy.deepcopy(sampler.optimizer.state_dict()))
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     indices = draw.batch.indices
     past, lengths = sampler.past[indices].clone(), sampler.lengths[indices].clone()
     losses = torch.rand(16)
@@ -180,7 +180,7 @@ def test_extreme_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def weights_for(predictions: Tensor) -> Tensor:
         monkeypatch.setattr(sampler, "_predict", lambda indices: predictions)
-        return sampler.draw(parts.progress).weights
+        return sampler.draw().weights
 
     for value in (0.0, -5.0, 1e30):
         torch.testing.assert_close(weights_for(torch.full((48,), value)), torch.ones(16))
@@ -191,11 +191,11 @@ def test_extreme_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_loss_that_is_not_finite_shows_in_the_next_weights() -> None:
     parts, sampler = build_predictor()
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     losses = torch.ones(16)
     losses[3] = math.nan
     sampler.observe(draw, {"loss": losses})
-    assert sampler.draw(parts.progress).weights.isnan().all()
+    assert sampler.draw().weights.isnan().all()
 
 
 @pytest.mark.parametrize("override", ["sampler.pool_size=15", "sampler.exponent=1.5", "sampler.predictor_lr=0"])

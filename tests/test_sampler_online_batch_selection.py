@@ -80,11 +80,11 @@ def record_refreshes(parts: Parts) -> tuple[list[int], list[int]]:
         recomputed.append(parts.progress.updates)
         return score_dataset(signal)
 
-    def watch(progress):
+    def watch():
         before = sampler.ranking.clone()
-        result = draw(progress)
+        result = draw()
         if not torch.equal(before, sampler.ranking):
-            sorted_.append(progress.updates)
+            sorted_.append(parts.progress.updates)
             losses = sampler.losses[sampler.ranking]
             assert (losses.diff() <= 0).all()
         return result
@@ -113,7 +113,7 @@ def test_when_losses_are_recomputed_and_sorted(recompute, sort_every, recomputed
 def test_recomputed_losses_are_those_of_the_model() -> None:
     parts, sampler = build_sampler("sampler.recompute=1", "budget.limit=10")
     train_parts(parts)
-    sampler.draw(parts.progress)
+    sampler.draw()
     inputs, targets = parts.dataset.plain(torch.arange(N))
     with torch.no_grad():
         losses = parts.criterion(parts.model(inputs), targets)
@@ -128,7 +128,7 @@ def test_draws_follow_the_ranks() -> None:
     ranked = torch.linspace(3, 0, N, dtype=torch.float64)
     losses = torch.empty(N, dtype=torch.float64)
     losses[sampler.ranking] = ranked
-    draws = [sampler.draw(parts.progress) for _ in range(400)]
+    draws = [sampler.draw() for _ in range(400)]
     assert all((draw.weights == 1).all() for draw in draws)
     drawn = torch.cat([losses[draw.batch.indices] for draw in draws])
     p = paper_probabilities(N, 100.0)
@@ -149,7 +149,7 @@ def test_equal_losses_are_ranked_at_random(value: float) -> None:
     parts, sampler = build_sampler("sampler.s_end=100", "sampler.recompute=null", "sampler.sort_every=1")
     parts.progress.examples_trained = N
     sampler.losses.fill_(value)
-    draws = [sampler.draw(parts.progress).batch.indices for _ in range(200)]
+    draws = [sampler.draw().batch.indices for _ in range(200)]
     mean = torch.cat(draws).double().mean()
     assert abs(mean - (N - 1) / 2) < 4 * N / math.sqrt(12 * 200)  # of 200 rankings
 

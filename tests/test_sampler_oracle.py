@@ -70,7 +70,7 @@ def test_probabilities_and_gain_from_all_gradients(model: str) -> None:
     sampler = parts.sampler
     gradients, penalty = example_gradients(parts), 0.01 * flat_parameters(parts)
     norms, mean, b = gradients.norm(dim=1), gradients.mean(dim=0), parts.workspace.batch_size
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     assert torch.allclose(sampler.norms.double(), norms, rtol=1e-4)
     p = norms / norms.sum()
     assert torch.allclose(draw.weights.double(), 1 / (40 * p[draw.batch.indices]), rtol=1e-4)
@@ -90,7 +90,7 @@ def test_unbiased_on_lenet() -> None:
     parts.progress.updates = 12  # scores of before stay, as two updates after a refresh
     values = []
     for _ in range(300):
-        parts.step.compute_gradient(parts.sampler.draw(parts.progress), parts.sampler.reweight)
+        parts.step.compute_gradient(parts.sampler.draw())
         values.append(torch.cat([p.grad.flatten() for p in parts.model.parameters()]).double() @ directions)
     error = torch.stack(values).std(dim=0) / math.sqrt(len(values))
     assert ((torch.stack(values).mean(dim=0) - full @ directions).abs() < 4 * error).all()
@@ -111,7 +111,7 @@ def test_refreshes_are_counted_and_paid() -> None:
 def test_scores_all_zero_draw_uniformly() -> None:
     parts = build_oracle("mlp")
     parts.workspace.score_dataset = lambda signal: torch.zeros(160)
-    draw = parts.sampler.draw(parts.progress)
+    draw = parts.sampler.draw()
     assert torch.equal(draw.weights, torch.ones(16))
 
 

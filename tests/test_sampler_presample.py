@@ -92,14 +92,14 @@ def test_a_measured_gate_compares_seconds_and_is_resumed_as_it_was(monkeypatch: 
     published = sampler.tau_threshold
     parts.warm_up()
     assert sampler.tau_threshold == published, "a trace of the warm-up"
-    sampler.draw(parts.progress)
+    sampler.draw()
     assert sampler.tau_threshold == pytest.approx(1.75)
     other = build_sampler("sampler=upper_bound", "sampler.pool_size=48", "sampler.gate=measured")[0]
     monkeypatch.setattr(other.workspace, "seconds", lambda function: 1.0)
     other.warm_up()
     other.load_state_dict(parts.state_dict())
     other.progress.updates = 1
-    other.sampler.draw(other.progress)
+    other.sampler.draw()
     assert other.sampler.tau_threshold == pytest.approx(1.75)
 
 
@@ -121,7 +121,7 @@ def test_the_gate_opens_strictly_above_the_threshold_and_closes_again() -> None:
     for tau, is_open in ((1.5, False), (math.nextafter(1.5, 2), True), (1.4999, False), (math.nan, False)):
         set_tau(sampler, tau)
         scored = parts.progress.examples_scored
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         assert sampler.is_open is is_open
         assert parts.progress.examples_scored - scored == (48 if is_open else 0)
         assert torch.equal(draw.weights, torch.ones(16)) is not is_open
@@ -130,10 +130,10 @@ def test_the_gate_opens_strictly_above_the_threshold_and_closes_again() -> None:
 @pytest.mark.parametrize("name, scored", [("upper_bound", 0), ("loss", 0), ("gradient_norm", 16)])
 def test_a_closed_gate_learns_from_the_training_pass(name: str, scored: int) -> None:
     parts, sampler = build_sampler(f"sampler={name}", "sampler.pool_size=48", "sampler.tau_threshold=100")
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     forward = parts.model.run(draw.batch.inputs)
     expected = 0.0
-    signals = parts.step.compute_gradient(draw, sampler.reweight)
+    signals = parts.step.compute_gradient(draw)
     for _ in range(3):  # the model does not change in between, so neither do the scores
         if name == "gradient_norm":
             scores = parts.workspace.score(draw.batch, sampler.signal)
@@ -151,10 +151,10 @@ def test_an_open_gate_updates_tau_from_the_pool_alone() -> None:
     parts, sampler = build_sampler("sampler=upper_bound", "sampler.pool_size=48")
     fixed_scores(parts, scores := spread_scores(48))
     set_tau(sampler, 5.0)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     expected = 0.9 * 5 + 0.1 * float(variance_reduction(scores))
     assert float(sampler.tau) == pytest.approx(expected, rel=1e-12)
-    sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+    sampler.observe(draw, parts.step.compute_gradient(draw))
     assert float(sampler.tau) == pytest.approx(expected, rel=1e-12)
 
 
@@ -192,7 +192,7 @@ def test_the_batch_is_made_of_the_pool_and_weighted_by_1_over_B_g(name: str) -> 
     pools = fixed_scores(parts, scores)
     parts.workspace.uniform = parts.workspace.candidates  # type: ignore[method-assign] # no example twice in a pool
     for _ in range(3):
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         pool = pools.pop()
         assert len(pool) == num_scored and len(draw.batch) == num_drawn
         same = (draw.batch.inputs[:, None] == pool.inputs[None]).flatten(2).all(dim=2)
@@ -215,7 +215,7 @@ def test_resampling_gives_the_mean_of_the_pool(name: str) -> None:
     estimates = []
     for _ in range(1500):
         set_tau(sampler, OPEN)
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         estimates.append((draw.weights * values[draw.batch.indices]).mean())
     means = torch.stack(estimates)
     standard_error = means.std() / math.sqrt(len(means))
@@ -233,8 +233,8 @@ def test_the_gradient_is_unbiased(name: str) -> None:
     gradients = example_gradients(parts)
 
     set_tau(sampler, OPEN)
-    draw = sampler.draw(parts.progress)
-    parts.step.compute_gradient(draw, sampler.reweight)
+    draw = sampler.draw()
+    parts.step.compute_gradient(draw)
     stepped = torch.cat([p.grad.flatten() for p in parts.model.parameters() if p.grad is not None])
     by_hand = (draw.weights[:, None] * gradients[draw.batch.indices]).mean(dim=0)
     torch.testing.assert_close(stepped, by_hand, rtol=1e-3, atol=1e-5)
@@ -244,7 +244,7 @@ def test_the_gradient_is_unbiased(name: str) -> None:
     weighted, unweighted, repeats = [], [], 0
     for _ in range(600):
         set_tau(sampler, OPEN)
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         batch = draw.batch
         repeats += len(batch) - len(batch.indices.unique())
         weighted.append((draw.weights[:, None] * projected[batch.indices]).mean(dim=0))
@@ -269,7 +269,7 @@ def test_extreme_scores(name: str) -> None:
     def draw(scores: Tensor) -> Draw:
         fixed_scores(parts, scores)
         set_tau(sampler, OPEN)
-        return sampler.draw(parts.progress)
+        return sampler.draw()
 
     assert torch.equal(draw(torch.zeros(num_scored)).weights, torch.ones(sampler.sizes(OPEN)[1]))
     torch.testing.assert_close(draw(torch.full((num_scored,), 3e38)).weights, torch.ones(sampler.sizes(OPEN)[1]))

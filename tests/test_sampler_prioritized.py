@@ -42,7 +42,7 @@ def test_worked_example() -> None:
     give_scores(parts, scores)
     total = (N - 3) + 2 + 3 + 3
     assert float(sampler.tree.totals()) == pytest.approx(total)
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     priorities = {10: 2.0, 20: 3.0, 30: 3.0}
     expected = [(N * priorities.get(i, 1.0) / total) ** -0.5 for i in draw.batch.indices.tolist()]
     assert draw.weights.tolist() == pytest.approx([w / max(expected) for w in expected])
@@ -55,11 +55,11 @@ def test_against_a_list_of_priorities() -> None:
     draw, observe = sampler.draw, sampler.observe
     errors, unseen = [], []
 
-    def slow_draw(progress):
+    def slow_draw():
         unseen.append((~seen).sum())
-        result = draw(progress)
+        result = draw()
         p = np.where(seen, priorities, largest)
-        beta = 0.7 + 0.3 * progress.updates / 40
+        beta = 0.7 + 0.3 * parts.progress.updates / 40
         weights = (N * (p / p.sum())[result.batch.indices.numpy()]) ** -beta
         errors.append(np.abs(result.weights.numpy() / weights - 1).max())
         return result
@@ -80,8 +80,8 @@ def test_against_a_list_of_priorities() -> None:
 
 def test_unseen_examples_have_the_largest_priority() -> None:
     parts, sampler = build_sampler("sampler.alpha=1")
-    first = sampler.draw(parts.progress).batch
-    assert len(first.indices.unique()) == B and (sampler.draw(parts.progress).weights == 1).all()
+    first = sampler.draw().batch
+    assert len(first.indices.unique()) == B and (sampler.draw().weights == 1).all()
     sampler.num_seen.fill_(B)
     sampler.observe(Draw(first, torch.ones(B)), {"loss": torch.full((B,), 3.0)})
     assert float(sampler.tree.totals()) == pytest.approx(3 * N)
@@ -90,7 +90,7 @@ def test_unseen_examples_have_the_largest_priority() -> None:
     frequency = 0
     for _ in range(300):
         sampler.num_seen.fill_(B)
-        frequency += torch.isin(sampler.draw(parts.progress).batch.indices, first.indices).sum()
+        frequency += torch.isin(sampler.draw().batch.indices, first.indices).sum()
     p = 0.5 * B / (3 * (N - B) + 0.5 * B)
     assert abs(frequency / (300 * B) - p) < 4 * math.sqrt(p * (1 - p) / (300 * B))
 
@@ -100,7 +100,7 @@ def test_every_example_is_first_seen_once() -> None:
     drawn: set[int] = set()
     for _ in range(200):
         before = int(sampler.num_seen)
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         new = set(draw.batch.indices.tolist()) - drawn
         drawn |= new
         assert int(sampler.num_seen) - before == len(new)
@@ -118,7 +118,7 @@ def test_beta_rises_to_one() -> None:
 def test_alpha_zero_is_uniform() -> None:
     parts, sampler = build_sampler("sampler.alpha=0")
     give_scores(parts, spread_scores())
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     assert (draw.weights == 1).all()
     assert torch.equal(draw.batch.indices // (N // B), torch.arange(B)), "one from each tenth"
 
@@ -126,10 +126,10 @@ def test_alpha_zero_is_uniform() -> None:
 @pytest.mark.parametrize("signal", ["logit_gradient_norm", "per_example_gradient_norm"])
 def test_other_signals(signal: str) -> None:
     parts, sampler = build_sampler(f"sampler.signal={signal}")
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     expected = parts.workspace.score(draw.batch, signal)  # no dropout, no batch norm: as in training
     scored = parts.progress.examples_scored
-    sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+    sampler.observe(draw, parts.step.compute_gradient(draw))
     assert parts.progress.examples_scored - scored == (0 if sampler.observes else B)
     torch.testing.assert_close(
         sampler.tree.weights[0, draw.batch.indices], (expected.double() + 1e-6) ** 0.6, rtol=1e-4, atol=0
@@ -161,7 +161,7 @@ def test_unbiased_where_it_says_so(seen: int) -> None:
         sampler.max_priority.fill_(1)
         sampler.observe(Draw(parts.workspace.fetch(first), torch.ones(seen)), {"loss": scores[first]})
         sampler.beta = 1.0
-        draw = sampler.draw(parts.progress)
+        draw = sampler.draw()
         indices, weights = draw.batch.indices, draw.weights.double()
         repeats += B - len(indices.unique())
         for name, used in {"weighted": weights, "half": weights.sqrt(), "normalized": weights / weights.max()}.items():
@@ -175,7 +175,7 @@ def test_unbiased_where_it_says_so(seen: int) -> None:
 
     assert standard_errors("weighted") < 4
     assert standard_errors("half") > 4 and standard_errors("normalized") > 4, "the documented bias must show"
-    parts.step.compute_gradient(draw, sampler.reweight)
+    parts.step.compute_gradient(draw)
     stepped = torch.cat([p.grad.flatten() for p in parameters])
     by_hand = (draw.weights[:, None] * gradients[indices]).mean(dim=0)
     torch.testing.assert_close(stepped, by_hand, rtol=1e-3, atol=1e-5)
@@ -188,7 +188,7 @@ def test_extreme_scores(scores: str) -> None:
     values["wide"] = 10 ** torch.linspace(-30, 30, N)
     give_scores(parts, values[scores])
     for _ in range(20):
-        weights = sampler.draw(parts.progress).weights
+        weights = sampler.draw().weights
         assert weights.isfinite().all() and (weights > 0).all() and weights.max() == 1
 
 
@@ -198,7 +198,7 @@ def test_scores_that_are_not_finite_show_in_the_weights(value: float) -> None:
     scores = torch.ones(N)
     scores[5] = value
     give_scores(parts, scores)
-    assert sampler.draw(parts.progress).weights.isnan().any()
+    assert sampler.draw().weights.isnan().any()
 
 
 @pytest.mark.parametrize("bad", ["signal=size", "alpha=-1", "alpha=.nan", "beta=1.1", "beta=-0.1", "eps=0"])

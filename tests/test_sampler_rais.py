@@ -54,7 +54,7 @@ def mean_gradient(parts: Parts) -> Tensor:
 
 
 def step_gradient(parts: Parts, draw: Draw) -> Tensor:
-    parts.step.compute_gradient(draw, parts.sampler.reweight)
+    parts.step.compute_gradient(draw)
     return torch.cat([p.grad.flatten() for p in parts.model.parameters()]).double()
 
 
@@ -122,7 +122,7 @@ def test_probabilities_and_frequencies_of_the_mixture() -> None:
     sampler = parts.sampler
     p = true_probabilities(sampler)
     assert p.max() > 3 * p.min(), "the test needs an uneven distribution"
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     assert torch.allclose(draw.weights.double(), 1 / (160 * p[draw.batch.indices]), rtol=1e-5)
     counts = torch.bincount(sampler._sample(200_000, *sampler._mixture()[1:]), minlength=160)
     expected = 200_000 * p
@@ -138,7 +138,7 @@ def test_unbiased_on_lenet() -> None:
     assert p.max() > 3 * p.min()
     full = mean_gradient(parts)
     directions = torch.randn(len(full), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    draws = [step_gradient(parts, parts.sampler.draw(parts.progress)) @ directions for _ in range(400)]
+    draws = [step_gradient(parts, parts.sampler.draw()) @ directions for _ in range(400)]
     values = torch.stack(draws) - full @ directions
     error = values.std(dim=0) / math.sqrt(len(draws))
     assert (values.mean(dim=0).abs() < 4 * error).all()
@@ -179,8 +179,8 @@ def test_gain_ratio_against_the_exact_one(calibration: str) -> None:
     sampler.units.zero_()
     sampler._remember = sampler._fit = sampler._predict = lambda *_: None  # p stands still as well
     for _ in range(1500):
-        draw = sampler.draw(parts.progress)
-        sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+        draw = sampler.draw()
+        sampler.observe(draw, parts.step.compute_gradient(draw))
     ratio, exact = sampler.gain(), exact_gain(parts, p, decay)
     assert exact > 1.3, "the test needs something to gain"
     assert (ratio - 1 == pytest.approx(exact - 1, rel=0.1)) == (calibration == "full_gradient")
@@ -195,8 +195,8 @@ def test_last_layer_gain_counts_the_last_layer() -> None:
     sampler.moments.zero_()
     sampler._remember = sampler._fit = sampler._predict = lambda *_: None
     for _ in range(1500):
-        draw = sampler.draw(parts.progress)
-        sampler.observe(draw, parts.step.compute_gradient(draw, sampler.reweight))
+        draw = sampler.draw()
+        sampler.observe(draw, parts.step.compute_gradient(draw))
     exact = exact_gain(parts, p, 0.0)
     assert exact > 1.02
     assert sampler.gain() - 1 == pytest.approx(exact - 1, rel=0.1)
@@ -224,7 +224,7 @@ def test_without_gain_updates_count_once() -> None:
 
 def test_outliers_are_scaled_to_the_threshold() -> None:
     parts = build_rais("sampler.outlier_threshold=100")
-    draw = parts.sampler.draw(parts.progress)
+    draw = parts.sampler.draw()
     assert draw.memo["largest_inlier"].tolist() == [10.0] * 16  # c = 0, d = 1: 0 + sqrt(100 * 1)
     draw = Draw(draw.batch, torch.full((16,), 2.0), {"largest_inlier": torch.full((16,), 0.2)})
     norms = torch.linspace(0.01, 0.4, 16)
@@ -243,7 +243,7 @@ def test_every_example_keeps_a_chance() -> None:
         64:128, 1
     ]  # exactly 0 or 1, as predicted: the first half needs no visit
     sampler._fit()
-    draw = sampler.draw(parts.progress)
+    draw = sampler.draw()
     assert true_probabilities(sampler).min() > 0
     assert draw.weights.isfinite().all() and (draw.weights > 0).all()
 
@@ -253,7 +253,7 @@ def test_a_nan_reaches_the_weights() -> None:
     sampler = parts.sampler
     sampler.rows[5, NUM_FEATURES] = torch.nan
     sampler._fit()
-    assert sampler.draw(parts.progress).weights.isnan().all()
+    assert sampler.draw().weights.isnan().all()
 
 
 def test_the_constant_is_the_start() -> None:
@@ -288,7 +288,7 @@ def test_a_step_does_no_work_over_all_examples() -> None:
         signals = {"logit_gradient_norm": torch.rand(16), "gradient_norm": torch.ones(())}
         tracemalloc.start()
         with LargestResult() as largest:
-            draw = sampler.draw(parts.progress)
+            draw = sampler.draw()
             sampler.reweight(draw, signals)
             sampler.observe(draw, signals)
             sampler.gain()

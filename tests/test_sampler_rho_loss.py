@@ -39,7 +39,7 @@ def test_the_batch_is_the_top_of_the_pool(tmp_path) -> None:
     pools = watch_pools(parts)
     differs = False
     for _ in range(5):
-        draw = parts.sampler.draw(parts.progress)
+        draw = parts.sampler.draw()
         pool, losses = pools[-1]
         assert len(pool) == 64 and (draw.weights == 1).all()
         reducible = [float(loss) - float(table[i]) for i, loss in zip(pool.indices, losses, strict=True)]
@@ -53,7 +53,7 @@ def test_the_batch_is_the_top_of_the_pool(tmp_path) -> None:
 def test_without_a_table_the_highest_losses_are_taken() -> None:
     parts: Any = build_parts(*RHO)
     pools = watch_pools(parts)
-    draw = parts.sampler.draw(parts.progress)
+    draw = parts.sampler.draw()
     pool, losses = pools[0]
     best = losses.argsort(descending=True)[:16]
     assert torch.equal(draw.batch.indices, pool.indices[best])
@@ -63,14 +63,14 @@ def test_without_a_table_the_highest_losses_are_taken() -> None:
 
 def test_default_pool_is_ten_batches() -> None:
     parts: Any = build_parts(*TINY, "sampler=rho_loss")
-    parts.sampler.draw(parts.progress)
+    parts.sampler.draw()
     assert parts.progress.examples_scored == 10 * 16
 
 
 def test_nan_reaches_the_batch() -> None:
     parts: Any = build_parts(*RHO)
     pools = watch_pools(parts, lambda batch, signal: torch.where(torch.arange(64) == 7, torch.nan, 1.0))
-    draw = parts.sampler.draw(parts.progress)
+    draw = parts.sampler.draw()
     assert pools[0][0].indices[7] in draw.batch.indices
 
 
@@ -113,7 +113,7 @@ def test_held_out_losses_come_from_a_model_that_saw_only_its_half() -> None:
     before = parts.workspace.score_dataset("loss")
     sampler = Subset(members)
     sampler.bind(parts.workspace)
-    seen = torch.cat([sampler.draw(parts.progress).batch.indices for _ in range(10)])
+    seen = torch.cat([sampler.draw().batch.indices for _ in range(10)])
     assert torch.equal(seen.sort().values, members.repeat(2).sort().values)
     losses = held_out_losses(compose_config(*TINY, "device=cpu", "evaluation.points=8"), members)
     assert losses[members].mean() < losses[others].mean() < before[others].mean()

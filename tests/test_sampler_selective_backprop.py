@@ -44,7 +44,7 @@ def test_selected_share_of_stationary_losses(beta: float) -> None:
     scored = score_with(parts, lambda batch: torch.rand(len(batch), generator=generator))
     drawn = 0
     while len(scored) < 120:
-        drawn += len(parts.sampler.draw(parts.progress).batch)
+        drawn += len(parts.sampler.draw().batch)
     share = parts.sampler.diagnostics()["selected_share"]
     looked = sum(len(batch) for batch, _ in scored)
     assert share == pytest.approx((drawn + len(parts.sampler._queue)) / looked)
@@ -55,7 +55,7 @@ def test_batches_are_full_and_hold_only_selected_views() -> None:
     """Half of the classes have the lowest loss there is, and so no chance; all else must be the very pixels scored."""
     parts: Any = build_parts(*SELECTIVE, "augmentation=crop", "sampler.priming_passes=0", "sampler.beta=1")
     scored = score_with(parts, lambda batch: (batch.targets % 2) * (1 + batch.inputs.mean((1, 2, 3)).exp()))
-    draws = [parts.sampler.draw(parts.progress) for _ in range(20)]
+    draws = [parts.sampler.draw() for _ in range(20)]
     candidates = reduce(Batch.join, (batch for batch, _ in scored))
     for draw in draws:
         assert len(draw.batch) == 16 and (draw.weights == 1).all() and (draw.batch.targets % 2 == 1).all()
@@ -77,18 +77,18 @@ def test_the_history_is_a_ring() -> None:
 
 def test_the_first_pass_trains_everything_once_without_scoring() -> None:
     parts: Any = build_parts(*SELECTIVE)
-    draws = [parts.sampler.draw(parts.progress) for _ in range(10)]
+    draws = [parts.sampler.draw() for _ in range(10)]
     seen = torch.cat([draw.batch.indices for draw in draws])
     assert torch.equal(seen.sort().values, torch.arange(160))
     assert parts.progress.examples_scored == 0
-    parts.sampler.draw(parts.progress)
+    parts.sampler.draw()
     assert parts.progress.examples_scored > 0
 
 
 def test_priming_ends_within_a_pool() -> None:
     parts: Any = build_parts(*SELECTIVE, "sampler.pool_size=96", "sampler.beta=1000")
     scored = score_with(parts, lambda batch: torch.zeros(len(batch)))
-    draws = [parts.sampler.draw(parts.progress) for _ in range(10)]
+    draws = [parts.sampler.draw() for _ in range(10)]
     seen = torch.cat([draw.batch.indices for draw in draws])
     assert torch.equal(seen.sort().values, torch.arange(160)) and len(scored) == 1
 
@@ -96,7 +96,7 @@ def test_priming_ends_within_a_pool() -> None:
 def test_selection_is_biased_to_high_losses() -> None:
     parts: Any = build_parts(*SELECTIVE, "sampler.priming_passes=0")
     score_with(parts, lambda batch: batch.indices.float())
-    chosen = torch.cat([parts.sampler.draw(parts.progress).batch.indices for _ in range(60)]).float()
+    chosen = torch.cat([parts.sampler.draw().batch.indices for _ in range(60)]).float()
     # For loss = rank / N, the density of the selected is (beta + 1) u^beta, of mean (beta + 1) / (beta + 2).
     assert float(chosen.mean()) / 160 == pytest.approx(4 / 5, abs=0.03)
 
@@ -105,7 +105,7 @@ def test_stale_losses_skip_the_forward_pass() -> None:
     parts: Any = build_parts(*SELECTIVE, "sampler.staleness=3", "sampler.beta=1", "sampler.pool_size=32")
     scored = score_with(parts, lambda batch: batch.indices.float())
     for _ in range(40):
-        parts.sampler.draw(parts.progress)
+        parts.sampler.draw()
     assert parts.sampler._candidates > 3 * 160
     passes = -(-parts.sampler._candidates // 160) - 1  # after the one of priming; 1 of 3 is scored
     assert sum(len(batch) for batch, _ in scored) <= -(-passes // 3) * 160
@@ -125,7 +125,7 @@ def test_stale_runs_resume_bit_for_bit(staleness: int, tmp_path) -> None:
     assert same_state(whole, second)
     lost = build_parts(*overrides)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    state["sampler"]["_extra_state"]["queue"] = None
+    state["sampler"]["_extra_state"]["_queue"] = None
     lost.load_state_dict(state)
     train_parts(lost)
     assert not same_state(whole, lost)
@@ -135,7 +135,7 @@ def test_stale_runs_resume_bit_for_bit(staleness: int, tmp_path) -> None:
 def test_equal_losses_do_not_hang(loss: float) -> None:
     parts: Any = build_parts(*SELECTIVE, "sampler.priming_passes=0")
     scored = score_with(parts, lambda batch: torch.full((len(batch),), loss))
-    assert len(parts.sampler.draw(parts.progress).batch) == 16
+    assert len(parts.sampler.draw().batch) == 16
     assert len(scored) == 11  # one pass in vain, then one pool
 
 

@@ -26,12 +26,12 @@ def test_kept_set_against_python_lists() -> None:
     generator = torch.Generator().manual_seed(0)
     losses = dict(enumerate(torch.rand(N, generator=generator).tolist()))
     for _ in range(2):
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         assert torch.equal(indices.sort().values, torch.arange(N)) and (weights == 1).all()
     teach(sampler, losses)
     kept, dropped = list(range(N)), list[int]()
     for _ in range(12):
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         by_loss = sorted(kept, key=lambda i: losses[i], reverse=True)
         num_dropped, num_restored = int(0.1 * len(kept)), int(0.05 * len(kept))
         survivors, dropped = by_loss[: len(kept) - num_dropped], dropped + by_loss[len(kept) - num_dropped :]
@@ -51,14 +51,14 @@ def test_kept_set_against_python_lists() -> None:
 def test_resampling_follows_the_losses_of_the_examples_themselves() -> None:
     """Draws are mapped through the kept list: with drop 0 and a shuffled list, frequencies must follow the loss."""
     sampler: Any = build_parts(*TINY, "sampler=sgd_s", "sampler.transient_passes=1", "sampler.drop=0.5").sampler
-    sampler.plan(None)
+    sampler.plan()
     teach(sampler, {i: float(i % 4 + 1) for i in range(N)})  # keeps loss 3 and 4
     sampler.drop, counts, passes = 0.5, torch.zeros(N), 200
-    sampler.plan(None)
+    sampler.plan()
     sampler.drop = sampler.restore = 0.0
     kept = sampler.order[: sampler._kept]
     for _ in range(passes):
-        counts += torch.bincount(sampler.plan(None)[0], minlength=N)
+        counts += torch.bincount(sampler.plan()[0], minlength=N)
     dropped = torch.ones(N, dtype=torch.bool)
     dropped[kept] = False
     assert (counts[dropped] == 0).all()
@@ -88,23 +88,23 @@ def test_the_set_shrinks_and_the_estimate_is_biased() -> None:
     parts: Any = build_parts(*TINY, "sampler=sgd_s", "budget.limit=60")
     train_parts(parts)
     assert parts.sampler.diagnostics()["kept_share"] < 0.75
-    indices, _ = parts.sampler.plan(None)
+    indices, _ = parts.sampler.plan()
     assert parts.sampler.losses[indices].mean() > 1.2 * parts.sampler.losses.mean()
 
 
 @pytest.mark.parametrize("loss", [0.0, 1e30, 1e-30, torch.inf, torch.nan])
 def test_extreme_losses_give_full_passes(loss: float) -> None:
     sampler: Any = build_parts(*TINY, "sampler=sgd_s", "sampler.transient_passes=1").sampler
-    sampler.plan(None)
+    sampler.plan()
     teach(sampler, dict.fromkeys(range(N), loss))
     for m in (145, 132, 120):  # 160 - 16 + 1, 145 - 14 + 1, 132 - 13 + 1
-        indices, weights = sampler.plan(None)
+        indices, weights = sampler.plan()
         assert len(indices) == m and weights.isfinite().all() and ((0 <= indices) & (indices < N)).all()
 
 
 def test_the_kept_set_never_empties() -> None:
     sampler: Any = build_parts(*TINY, "sampler=sgd_s", "sampler.drop=0.9", "sampler.restore=0").sampler
-    assert all(len(sampler.plan(None)[0]) >= 1 for _ in range(20))
+    assert all(len(sampler.plan()[0]) >= 1 for _ in range(20))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,10 @@ from isbench.training.step import TrainStep
 from isbench.types import Batch, Draw
 
 
+def make_step(model, criterion=None, optimizer=None, reweight=lambda draw, signals: draw.weights, **choices):
+    return TrainStep(Engine(model), criterion or CrossEntropy(), optimizer or sgd(model, lr=0.1), reweight, **choices)
+
+
 def make_draw(n: int = 12, weights: torch.Tensor | None = None) -> Draw:
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(n, 1, 28, 28, generator=generator)
@@ -24,20 +28,16 @@ def make_draw(n: int = 12, weights: torch.Tensor | None = None) -> Draw:
     return Draw(Batch(torch.arange(n), inputs, targets, torch.empty(n, 0)), weights)
 
 
-def keep(draw: Draw, signals: object) -> torch.Tensor:
-    return draw.weights
-
-
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_steps_equal_a_hand_written_loop(label_smoothing: float) -> None:
     torch.manual_seed(0)
     ours, theirs = LeNet((1, 28, 28), 10), LeNet((1, 28, 28), 10)
     theirs.load_state_dict(ours.state_dict())
-    step = TrainStep(Engine(ours), CrossEntropy(label_smoothing), sgd(ours, lr=1, momentum=0.9, weight_decay=1e-3))
+    step = make_step(ours, CrossEntropy(label_smoothing), sgd(ours, lr=1, momentum=0.9, weight_decay=1e-3))
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, foreach=False)
     for _ in range(5):
         draw = make_draw()
-        step.compute_gradient(draw, keep)
+        step.compute_gradient(draw)
         step.update(0.1)
         reference.zero_grad()
         losses = F.cross_entropy(
@@ -51,28 +51,26 @@ def test_steps_equal_a_hand_written_loop(label_smoothing: float) -> None:
 
 def test_reweight_sees_the_signals_and_decides_the_gradient() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1), observes=("loss", "logit_gradient_norm"))
     seen = {}
 
     def only_the_first(draw: Draw, signals) -> torch.Tensor:
         seen.update(signals)
         return torch.where(torch.arange(len(draw.batch)) == 0, 1.0, 0.0)
 
+    step = make_step(model, reweight=only_the_first, observes=("loss", "logit_gradient_norm"))
     draw = make_draw(4)
-    returned = step.compute_gradient(draw, only_the_first)
+    returned = step.compute_gradient(draw)
     gradient = model.head.weight.grad.clone()
     assert set(seen) == {"loss", "logit_gradient_norm"} == set(returned)
-    step.compute_gradient(Draw(draw.batch.take(torch.tensor([0])), torch.ones(1)), keep)
+    make_step(model).compute_gradient(Draw(draw.batch.take(torch.tensor([0])), torch.ones(1)))
     torch.testing.assert_close(gradient, model.head.weight.grad / 4)
 
 
 def test_gradient_norm_is_before_clipping_and_includes_the_penalty() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
     optimizer = sgd(model, lr=0.1, weight_decay=0.5, decayed="kernels")
-    step = TrainStep(
-        Engine(model), CrossEntropy(), optimizer, observes=("gradient_norm", "weight_norm"), clip_norm=0.01
-    )
-    signals = step.compute_gradient(make_draw(weights=torch.ones(12)), keep)
+    step = make_step(model, optimizer=optimizer, observes=("gradient_norm", "weight_norm"), clip_norm=0.01)
+    signals = step.compute_gradient(make_draw(weights=torch.ones(12)))
     clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert clipped == pytest.approx(0.01, rel=1e-3)
 
@@ -90,10 +88,10 @@ def test_gradient_norm_is_before_clipping_and_includes_the_penalty() -> None:
 
 def test_report_names_the_update_that_diverged() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1))
+    step = make_step(model)
     for update in range(1, 6):
         weights = torch.full((12,), math.nan if update == 4 else 1.0)
-        step.compute_gradient(make_draw(weights=weights), keep)
+        step.compute_gradient(make_draw(weights=weights))
         step.update(0.0)
     with pytest.raises(Diverged, match="update 14$"):
         step.report(updates=15)
@@ -101,9 +99,9 @@ def test_report_names_the_update_that_diverged() -> None:
 
 def test_report_gives_the_updates_at_which_the_rate_changed() -> None:
     model = MLP((1, 28, 28), 10, hidden=(8,))
-    step = TrainStep(Engine(model), CrossEntropy(), sgd(model, lr=0.1))
+    step = make_step(model)
     for rate in (0.1, 0.1, 0.1, 0.02, 0.02):
-        step.compute_gradient(make_draw(), keep)
+        step.compute_gradient(make_draw())
         step.update(rate)
     assert step.report(updates=25) == {21: 0.1, 24: 0.02}
     assert step.report(updates=25) == {}

@@ -135,7 +135,7 @@ def bookkeeping(name: str, batch: int, num_examples: int, rounds: int = 7) -> di
 
     def keep_books(count: int) -> None:
         for _ in range(count):
-            draw = sampler.draw(progress)
+            draw = sampler.draw()
             sampler.observe(draw, signals(draw.batch.indices))
             sampler.gain()
             progress.updates += 1

@@ -16,6 +16,15 @@ class Classifier(nn.Module):
 
     head: nn.Linear
 
+    @property
+    def has_recurrent_layers(self) -> bool:
+        """Whether gradients per example must be taken one by one, and with cuDNN off in evaluation mode."""
+        return any(isinstance(module, nn.RNNBase) for module in self.modules())
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters that take part in training."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def features(self, inputs: Tensor) -> Tensor:
         """Return the input of the last linear layer, (n, D)."""
         raise NotImplementedError

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError
+from isbench.models.heads import Classifier
 from isbench.probes.base import Probe
 from isbench.probes.scores import Fetch, check_signals, evaluation_mode, gradient_chunk, score
 from isbench.samplers.base import categorical
@@ -89,7 +90,7 @@ class GradientVariance(Probe):
 
 def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Tensor) -> list[Tensor]:
     """Return the gradient of mean(weights * losses), weights (n,), at `positions` (n,) for each trainable parameter."""
-    parameters = [p for p in parts.model.parameters() if p.requires_grad]
+    parameters = parts.model.trainable()
     gradient = [torch.zeros_like(p) for p in parameters]
     chunk = gradient_chunk(parts)
     with differentiable(parts.model):
@@ -100,10 +101,9 @@ def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Te
     return gradient
 
 
-def differentiable(model: nn.Module) -> AbstractContextManager:
+def differentiable(model: Classifier) -> AbstractContextManager:
     """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    return torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
+    return torch.backends.cudnn.flags(enabled=False) if model.has_recurrent_layers else nullcontext()
 
 
 def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import EpochSampler, Signals, last_of_repeats
-from isbench.types import Draw, Progress
+from isbench.samplers.base import EpochSampler, Signals, assign
+from isbench.types import Draw
 
 # Of the mean and (sample) variance of an example's true-class probabilities, and the number of its visits.
 SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -65,6 +65,7 @@ class ActiveBias(EpochSampler):
     """
 
     observes = ("true_class_probability",)
+    remembers = (*EpochSampler.remembers, "_passes")
     mean: Tensor  # (N,)
     squares: Tensor  # (N,) sum of squared deviations from the mean
     visits: Tensor  # (N,)
@@ -94,9 +95,9 @@ class ActiveBias(EpochSampler):
         self.smoothing = smoothing
         self.warmup_passes = warmup_passes
 
-    def allocate(self, workspace) -> None:
-        super().allocate(workspace)
-        n = workspace.num_examples
+    def allocate(self) -> None:
+        super().allocate()
+        n = self.workspace.num_examples
         if int(self.share * n) < 1:
             raise ConfigError(f"sampler.share={self.share}: no example of {n} is left in a pass")
         self.register_buffer("mean", torch.zeros(n))
@@ -104,7 +105,7 @@ class ActiveBias(EpochSampler):
         self.register_buffer("visits", torch.zeros(n, dtype=torch.int32))
         self._passes = 0
 
-    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+    def plan(self) -> tuple[Tensor, Tensor]:
         n, generator = self.workspace.num_examples, self.workspace.generator
         k = int(self.share * n)
         scores = self.smoothed_scores()
@@ -123,8 +124,8 @@ class ActiveBias(EpochSampler):
         mean = self.mean[indices] + deviation / visits
         squares = self.squares[indices] + deviation * (probabilities - mean)
         self.visits[indices] = visits
-        self.mean[indices] = last_of_repeats(indices, mean)
-        self.squares[indices] = last_of_repeats(indices, squares)
+        assign(self.mean, indices, mean)
+        assign(self.squares, indices, squares)
 
     def smoothed_scores(self) -> Tensor:
         """Return q + smoothing * mean(q), (N,) float64."""
@@ -135,10 +136,3 @@ class ActiveBias(EpochSampler):
         highest = torch.where(is_known, scores, -1.0).max()
         scores = torch.where(is_known, scores, torch.where(highest < 0, 1.0, highest))
         return scores + self.smoothing * scores.mean()
-
-    def get_extra_state(self) -> dict[str, Tensor | int]:
-        return super().get_extra_state() | {"passes": self._passes}
-
-    def set_extra_state(self, state: dict) -> None:
-        super().set_extra_state(state)
-        self._passes = state["passes"]

@@ -8,17 +8,19 @@ else of the program. One contract carries every family of methods:
 - weights that depend on the training forward itself are changed in `reweight`, between forward and backward;
 - a method whose update is worth more than one uniform update says so in `gain`.
 
-State that must survive a resume is registered as buffers in `allocate`.
+State that must survive a resume is registered as buffers in `allocate`, or named in `remembers`.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
 from isbench.samplers.workspace import Workspace
-from isbench.types import Draw, Progress
+from isbench.training.ranks import SharedBatch
+from isbench.types import Batch, Draw
 
 Signals = Mapping[str, Tensor]
 
@@ -27,18 +29,21 @@ class Sampler(nn.Module):
     """One way of choosing examples. A subclass must write `draw`; all else is optional."""
 
     observes: tuple[str, ...] = ()  # signals wanted from the training step
+    remembers: tuple[str, ...] = ()  # attributes, besides buffers, that must survive a resume: see `get_extra_state`
     weighted_norm: bool = False  # batch statistics weighted by the draw's weights
+    moves_to_device: bool = True  # False: each buffer stays where `allocate` makes it
 
     workspace: Workspace
 
     def bind(self, workspace: Workspace) -> None:
         """Keep the workspace and register the buffers."""
         self.workspace = workspace
-        self.allocate(workspace)
-        self.to(workspace.device)
+        self.allocate()
+        if self.moves_to_device:
+            self.to(workspace.device)
 
-    def allocate(self, workspace: Workspace) -> None:
-        """Check sizes (raise `Incompatible`) and register buffers for all that must survive a resume."""
+    def allocate(self) -> None:
+        """Check sizes and register buffers. Raise `ConfigError` or `Incompatible` if the method cannot be used."""
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
         """Go, untimed, through all that an update may come to, so that no clock pays for first calls.
@@ -48,7 +53,7 @@ class Sampler(nn.Module):
         for _ in range(2):
             take_update()
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         """Choose the examples of the next update."""
         raise NotImplementedError
 
@@ -75,15 +80,56 @@ class Sampler(nn.Module):
         """Return the probability of each example in the next draw (N,) float64, or None where a method has none."""
         return None
 
+    def check_pool(self, size: int, key: str = "pool_size", at_least: int | None = None) -> None:
+        """Check that a batch (or `at_least` examples) can be chosen from a pool of `size` training examples.
 
-class LateReading(nn.Module):
+        Raises:
+            ConfigError: naming the sampler's key.
+        """
+        batch_size, num_examples = self.workspace.batch_size, self.workspace.num_examples
+        if size < (batch_size if at_least is None else at_least):
+            raise ConfigError(
+                f"sampler.{key}={size} is smaller than batch_size={batch_size}: the batch is taken from it"
+            )
+        if size > num_examples:
+            raise ConfigError(f"sampler.{key}={size} is larger than the training set ({num_examples} examples)")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what `remembers` names, as checkpoints store it.
+
+        Numbers, strings, None and tensors are stored as they are; a batch as its indices and views; anything else, such
+        as an optimizer, by its `state_dict`.
+        """
+        return {name: _stored(getattr(self, name)) for name in self.remembers}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        for name in self.remembers:
+            current, stored = getattr(self, name), state[name]
+            if hasattr(current, "load_state_dict"):
+                current.load_state_dict(stored)
+            else:
+                setattr(self, name, self._restored(stored))
+
+    def _restored(self, stored: Any) -> Any:
+        device = self.workspace.device
+        if isinstance(stored, dict):
+            return self.workspace.fetch(stored["indices"].to(device), stored["views"].to(device))
+        return stored.to(device) if isinstance(stored, Tensor) else stored
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, Batch | SharedBatch):
+        return {"indices": value.indices, "views": value.views}
+    return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+class LateReading:
     """A number on the device that the host reads one update late, so that it never waits for work in progress.
 
     `push` once per update; `value` is what was pushed by the update before the last.
     """
 
     def __init__(self, first: float):
-        super().__init__()
         self.fill(first)
 
     def fill(self, value: float) -> None:
@@ -98,10 +144,10 @@ class LateReading(nn.Module):
         """Return the number pushed by the update before the last. One host read."""
         return self._before_last.wait()
 
-    def get_extra_state(self) -> list[float]:
+    def state_dict(self) -> list[float]:
         return [self._before_last.wait(), self._last.wait()]
 
-    def set_extra_state(self, state: list[float]) -> None:
+    def load_state_dict(self, state: list[float]) -> None:
         for number in state:
             self.push(torch.tensor(number, dtype=torch.float64))
 
@@ -129,21 +175,23 @@ class EpochSampler(Sampler):
     A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
     """
 
-    def allocate(self, workspace: Workspace) -> None:
-        self._indices = torch.empty(0, dtype=torch.int64, device=workspace.device)
-        self._weights = torch.empty(0, device=workspace.device)
+    remembers: tuple[str, ...] = ("_indices", "_weights", "_cursor")
+
+    def allocate(self) -> None:
+        self._indices = torch.empty(0, dtype=torch.int64, device=self.workspace.device)
+        self._weights = torch.empty(0, device=self.workspace.device)
         self._cursor = 0
 
-    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+    def plan(self) -> tuple[Tensor, Tensor]:
         """Return the indices (m,) of the next pass in order, and their weights (m,) float32."""
         raise NotImplementedError
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         wanted = self.workspace.batch_size
         indices, weights = [], []
         while wanted > 0:
             if self._cursor == len(self._indices):
-                self._indices, self._weights = self.plan(progress)
+                self._indices, self._weights = self.plan()
                 self._cursor = 0
             taken = slice(self._cursor, self._cursor + wanted)
             indices.append(self._indices[taken])
@@ -151,27 +199,6 @@ class EpochSampler(Sampler):
             self._cursor += len(indices[-1])
             wanted -= len(indices[-1])
         return Draw(self.workspace.fetch(torch.cat(indices)), torch.cat(weights))
-
-    def get_extra_state(self) -> dict[str, Tensor | int]:
-        return {"indices": self._indices, "weights": self._weights, "cursor": self._cursor}
-
-    def set_extra_state(self, state: dict) -> None:
-        device = self.workspace.device
-        self._indices, self._weights = state["indices"].to(device), state["weights"].to(device)
-        self._cursor = state["cursor"]
-
-
-def check_pool(workspace: Workspace, size: int, key: str = "pool_size", at_least: int | None = None) -> None:
-    """Check that a batch (or `at_least` examples) can be chosen from a pool of `size` examples of the training set.
-
-    Raises:
-        ConfigError: naming the sampler's key.
-    """
-    batch_size, num_examples = workspace.batch_size, workspace.num_examples
-    if size < (batch_size if at_least is None else at_least):
-        raise ConfigError(f"sampler.{key}={size} is smaller than batch_size={batch_size}: the batch is taken from it")
-    if size > num_examples:
-        raise ConfigError(f"sampler.{key}={size} is larger than the training set ({num_examples} examples)")
 
 
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
@@ -183,6 +210,11 @@ def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
     ordered, positions = indices.sort(stable=True)
     ends = torch.searchsorted(ordered, indices, right=True) - 1
     return values.index_select(0, positions[ends])
+
+
+def assign(state: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Write `values` (k, ...) into `state` (N, ...) at `indices` (k,); of an index that repeats, the last counts."""
+    state[indices] = last_of_repeats(indices, values)
 
 
 def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

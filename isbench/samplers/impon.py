@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, check_pool, last_of_repeats
-from isbench.types import Batch, Draw, Progress
+from isbench.samplers.base import Sampler, Signals, assign
+from isbench.types import Batch, Draw
 
 
 class Impon(Sampler):
@@ -59,19 +59,19 @@ class Impon(Sampler):
         self.lowest = lowest
         self.observes = ("loss", "weight_norm", "features") if inputs == "features" else ("loss", "weight_norm")
 
-    def allocate(self, workspace) -> None:
-        check_pool(workspace, self.bank_size, "bank_size")
+    def allocate(self) -> None:
+        self.check_pool(self.bank_size, "bank_size")
         if self.inputs == "features":
-            size = workspace.num_features
-            self.register_buffer("cache", torch.zeros(workspace.num_examples, size))
+            size = self.workspace.num_features
+            self.register_buffer("cache", torch.zeros(self.workspace.num_examples, size))
         else:
-            size = math.prod(workspace.input_shape)
+            size = math.prod(self.workspace.input_shape)
         self.register_buffer("theta", torch.zeros(size + 1))  # the last entry belongs to |W|
         self.register_buffer("regression_error", torch.zeros(()))
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
-        if progress.examples_trained % workspace.num_examples < workspace.batch_size:  # the first update of an epoch
+        if workspace.progress.examples_trained % workspace.num_examples < workspace.batch_size:  # an epoch begins
             self.theta.zero_()
         bank = workspace.fetch(workspace.uniform(self.bank_size))
         predicted = self._represent(bank) @ self.theta[:-1]
@@ -90,7 +90,7 @@ class Impon(Sampler):
         self.theta[-1].sub_(errors.sum() * norm, alpha=rate)
         if self.inputs == "features":
             indices = draw.batch.indices
-            self.cache[indices] = last_of_repeats(indices, signals["features"])
+            assign(self.cache, indices, signals["features"])
 
     def diagnostics(self) -> dict[str, float]:
         return {"regression_error": float(self.regression_error)}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import EpochSampler, Signals, last_of_repeats
-from isbench.types import Draw, Progress
+from isbench.samplers.base import EpochSampler, Signals, assign
+from isbench.types import Draw
 
 INITIAL_SCORE = 3.0  # any constant leaves the first pass whole; by the next, all but its last batch has a loss
 
@@ -47,11 +47,11 @@ class InfoBatch(EpochSampler):
         self.prune = prune
         self.stop = stop
 
-    def allocate(self, workspace) -> None:
-        super().allocate(workspace)
-        self.register_buffer("scores", torch.full((workspace.num_examples,), INITIAL_SCORE))
+    def allocate(self) -> None:
+        super().allocate()
+        self.register_buffer("scores", torch.full((self.workspace.num_examples,), INITIAL_SCORE))
 
-    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+    def plan(self) -> tuple[Tensor, Tensor]:
         workspace = self.workspace
         n, device, generator = workspace.num_examples, workspace.device, workspace.generator
         indices = torch.randperm(n, device=device, generator=generator)
@@ -66,7 +66,7 @@ class InfoBatch(EpochSampler):
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         indices = draw.batch.indices
-        self.scores[indices] = last_of_repeats(indices, signals["loss"])
+        assign(self.scores, indices, signals["loss"])
 
     def diagnostics(self) -> dict[str, float]:
         return {"kept_share": len(self._indices) / self.workspace.num_examples}

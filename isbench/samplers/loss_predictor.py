@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, categorical, check_pool, last_of_repeats
-from isbench.types import Draw, Progress
+from isbench.samplers.base import Sampler, Signals, assign, categorical
+from isbench.types import Draw
 
 
 class Predictor(nn.Module):
@@ -73,6 +73,7 @@ class LossPredictor(Sampler):
     prediction_error: Tensor
 
     observes = ("loss",)
+    remembers = ("optimizer",)
 
     def __init__(self, pool_size: int = 2048, exponent: float = 0.5, predictor_lr: float = 0.001):
         super().__init__()
@@ -84,8 +85,9 @@ class LossPredictor(Sampler):
         self.exponent = exponent
         self.predictor_lr = predictor_lr
 
-    def allocate(self, workspace) -> None:
-        check_pool(workspace, self.pool_size)
+    def allocate(self) -> None:
+        workspace = self.workspace
+        self.check_pool(self.pool_size)
         with torch.device("meta"):  # no numbers are drawn for weights here, so the global stream stays as it is
             predictor = Predictor(workspace.num_classes)
         self.predictor = predictor.to_empty(device=workspace.device)
@@ -98,7 +100,7 @@ class LossPredictor(Sampler):
         self.register_buffer("lengths", torch.ones(workspace.num_examples, dtype=torch.int64))
         self.register_buffer("prediction_error", torch.zeros(()))
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         pool = workspace.uniform(self.pool_size)
         with torch.no_grad():
@@ -115,16 +117,11 @@ class LossPredictor(Sampler):
         self.optimizer.step()
         self.prediction_error.copy_(error.detach())
         past, lengths = push(self.past[indices], self.lengths[indices], losses)
-        self.past[indices], self.lengths[indices] = last_of_repeats(indices, past), lengths
+        assign(self.past, indices, past)
+        self.lengths[indices] = lengths  # the same for each repeat
 
     def diagnostics(self) -> dict[str, float]:
         return {"prediction_error": float(self.prediction_error)}
-
-    def get_extra_state(self) -> dict:
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state)
 
     def _predict(self, indices: Tensor) -> Tensor:
         return self.predictor(self.past[indices], self.lengths[indices], self.workspace.targets[indices])

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, last_of_repeats
-from isbench.types import Draw, Progress
+from isbench.samplers.base import Sampler, Signals, assign
+from isbench.types import Draw
 
 SORTS_PER_PASS = 10
 
@@ -76,9 +76,8 @@ class OnlineBatchSelection(Sampler):
         self.recompute = recompute
         self.sort_every = sort_every
 
-    def allocate(self, workspace) -> None:
-        n = workspace.num_examples
-        b = workspace.batch_size
+    def allocate(self) -> None:
+        n, b = self.workspace.num_examples, self.workspace.batch_size
         self._sort_period = (self.sort_every or max(1, n // (SORTS_PER_PASS * b))) * b  # in examples
         self.register_buffer("losses", torch.zeros(n))
         self.register_buffer("ranking", torch.arange(n))
@@ -87,19 +86,19 @@ class OnlineBatchSelection(Sampler):
         """Return s at this point of the budget."""
         return self.s_start * (self.s_end / self.s_start) ** min(self.workspace.fraction(), 1.0)
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         k, n = workspace.batch_size, workspace.num_examples
-        if progress.examples_trained < n:
+        if workspace.progress.examples_trained < n:
             indices = workspace.candidates(k)
         else:
-            self._refresh(progress)
+            self._refresh()
             indices = self.ranking[draw_ranks(k, n, self.pressure(), workspace.generator)]
         return Draw(workspace.fetch(indices), torch.ones(k, device=workspace.device))
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         indices = draw.batch.indices
-        self.losses[indices] = last_of_repeats(indices, signals["loss"])
+        assign(self.losses, indices, signals["loss"])
 
     def diagnostics(self) -> dict[str, float]:
         return {"pressure": self.pressure()}
@@ -113,10 +112,10 @@ class OnlineBatchSelection(Sampler):
         by_rank = (torch.arange(n, dtype=torch.float64, device=device) * (-log_pressure / n)).softmax(dim=0)
         return torch.empty_like(by_rank).index_copy_(0, self.ranking, by_rank)
 
-    def _refresh(self, progress: Progress) -> None:
+    def _refresh(self) -> None:
         """Recompute the losses and sort, where the last update has reached the time for it."""
         n, b = self.workspace.num_examples, self.workspace.batch_size
-        trained = progress.examples_trained
+        trained = self.workspace.progress.examples_trained
 
         def is_due(period: float) -> bool:  # in examples
             return trained // period > (trained - b) // period

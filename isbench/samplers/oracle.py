@@ -5,12 +5,12 @@ every refresh computes the gradient of each training example.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isbench.errors import ConfigError, Incompatible
 from isbench.samplers.base import Sampler, categorical
 from isbench.signals import FULL_GRADIENT
-from isbench.types import Draw, Progress
+from isbench.types import Draw
 
 
 def gain_ratio(norms: Tensor, mean_norm: Tensor, objective_norm: Tensor, batch_size: int) -> Tensor:
@@ -61,15 +61,15 @@ class Oracle(Sampler):
         self.has_gain = gain
         self.weight_decay = weight_decay
 
-    def allocate(self, workspace) -> None:
-        if any(isinstance(module, nn.RNNBase) for module in workspace.model.modules()):
+    def allocate(self) -> None:
+        if self.workspace.has_recurrent_layers:
             raise Incompatible("sampler=oracle cannot be used with recurrent networks: it needs a gradient per example")
-        self.register_buffer("norms", torch.zeros(workspace.num_examples))
+        self.register_buffer("norms", torch.zeros(self.workspace.num_examples))
         self.register_buffer("ratio", torch.ones((), dtype=torch.float64))
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
-        if progress.updates % self.refresh_every == 0:
+        if workspace.progress.updates % self.refresh_every == 0:
             self._refresh()
         indices, probabilities = categorical(self.norms, workspace.batch_size, workspace.generator)
         weights = 1 / (workspace.num_examples * probabilities)
@@ -93,8 +93,7 @@ class Oracle(Sampler):
         if not self.has_gain:
             return
         mean = workspace.mean_gradient()
-        weights = [p.detach() for p in workspace.model.parameters() if p.requires_grad]
-        objective = torch._foreach_add(mean, weights, alpha=self.weight_decay)
+        objective = torch._foreach_add(mean, workspace.parameters(), alpha=self.weight_decay)
         mean_norm, objective_norm = (
             torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient))) for gradient in (mean, objective)
         )

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import LateReading, Sampler, Signals, categorical, check_pool
+from isbench.samplers.base import LateReading, Sampler, Signals, categorical
 from isbench.signals import PER_EXAMPLE, SCORES
-from isbench.types import Batch, Draw, Progress
+from isbench.types import Batch, Draw
 
 
 def variance_reduction(scores: Tensor) -> Tensor:
@@ -43,6 +43,7 @@ class GatedPresample(Sampler):
     A subclass sets `tau_threshold`, at the latest in `allocate`, and writes `sizes`.
     """
 
+    remembers = ("reading", "tau_threshold")
     tau: Tensor
     tau_threshold: float
 
@@ -62,14 +63,14 @@ class GatedPresample(Sampler):
         """Return how many examples to score and how many of them to draw while the gate is open."""
         raise NotImplementedError
 
-    def allocate(self, workspace) -> None:
+    def allocate(self) -> None:
         self.register_buffer("tau", torch.zeros((), dtype=torch.float64))
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
         super().warm_up(take_update)
         self.score_pool(self.sizes(max(1.0, self.tau_threshold))[0])  # the gate is closed at first
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         tau = self.reading.value()
         self.is_open = tau > self.tau_threshold
@@ -136,10 +137,10 @@ class Presample(GatedPresample):
         self.given_threshold = tau_threshold
         self.is_measured = gate == "measured"
 
-    def allocate(self, workspace) -> None:
-        super().allocate(workspace)
-        check_pool(workspace, self.pool_size)
-        break_even = (self.pool_size + 3 * workspace.batch_size) / (3 * workspace.batch_size)
+    def allocate(self) -> None:
+        super().allocate()
+        self.check_pool(self.pool_size)
+        break_even = (self.pool_size + 3 * self.workspace.batch_size) / (3 * self.workspace.batch_size)
         self.tau_threshold = break_even if self.given_threshold is None else self.given_threshold
         self._measured: float | None = None  # in this process; a resumed run goes on with what it began with
 
@@ -149,16 +150,10 @@ class Presample(GatedPresample):
             update = self.workspace.seconds(take_update)
             self._measured = 1 + self.workspace.seconds(lambda: self.score_pool(self.pool_size)) / update
 
-    def draw(self, progress: Progress) -> Draw:
-        if self._measured is not None and progress.updates == 0:
+    def draw(self) -> Draw:
+        if self._measured is not None and self.workspace.progress.updates == 0:
             self.tau_threshold = self._measured
-        return super().draw(progress)
-
-    def get_extra_state(self) -> float:
-        return self.tau_threshold
-
-    def set_extra_state(self, state: float) -> None:
-        self.tau_threshold = state
+        return super().draw()
 
     def sizes(self, tau: float) -> tuple[int, int]:
         return self.pool_size, self.workspace.batch_size

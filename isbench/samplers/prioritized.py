@@ -16,7 +16,7 @@ from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals
 from isbench.samplers.sum_tree import SumTree
 from isbench.signals import PER_EXAMPLE, SCORES
-from isbench.types import Draw, Progress
+from isbench.types import Draw
 
 
 class Prioritized(Sampler):
@@ -68,7 +68,8 @@ class Prioritized(Sampler):
         self.normalize = normalize
         self.observes = (signal,) if signal in PER_EXAMPLE else ()
 
-    def allocate(self, workspace) -> None:
+    def allocate(self) -> None:
+        workspace = self.workspace
         n, device = workspace.num_examples, workspace.device
         self.tree = SumTree(n + 1).to(device)
         self.register_buffer("queue", torch.randperm(n, device=device, generator=workspace.generator))
@@ -81,7 +82,7 @@ class Prioritized(Sampler):
         """Return the exponent of the weights at this point of the budget."""
         return self.beta + (1 - self.beta) * min(self.workspace.fraction(), 1.0)
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         leaves = self.tree.draw(workspace.batch_size, workspace.generator, stratified=True)
         is_unseen = leaves == self.unseen_leaf

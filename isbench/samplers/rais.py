@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, Signals, last_of_repeats
+from isbench.samplers.base import Sampler, Signals, assign
 from isbench.samplers.sum_tree import SumTree
 from isbench.samplers.uncertainty import (
     BIAS,
@@ -29,7 +29,7 @@ from isbench.samplers.uncertainty import (
     weigh,
 )
 from isbench.signals import FULL_GRADIENT
-from isbench.types import Draw, Progress
+from isbench.types import Draw
 
 CALIBRATIONS = ("full_gradient", "last_layer", "none")
 LAST_LAYER = "last_layer_gradient_norm"
@@ -96,6 +96,7 @@ class RAIS(Sampler):
     Host reads: 2 per update, the random numbers of the draw and the norms (of several small tensors)
     """
 
+    moves_to_device = False
     examples: Tensor
     next_views: Tensor
     rows: Tensor
@@ -142,27 +143,24 @@ class RAIS(Sampler):
         self.gain_norm = LAST_LAYER if calibration == "last_layer" else NORM
         self.observes = tuple(dict.fromkeys((NORM, "gradient_norm", self.gain_norm))) if gain else (NORM,)
 
-    def bind(self, workspace) -> None:
-        """Keep the workspace and register the buffers, which stay where they are made."""
-        self.workspace = workspace
-        self.allocate(workspace)
-
-    def allocate(self, workspace) -> None:
+    def allocate(self) -> None:
+        workspace = self.workspace
         num_examples, rows = workspace.num_examples, self.fit_examples
         self.first_fit, self.fit_period = fit_schedule(num_examples, rows, workspace.batch_size)
-        fixed = workspace.dataset.stored_views
-        self.has_offset = workspace.view_offset(workspace.draw_views(0) if fixed is None else fixed[:0]) is not None
-        self.stores_views = self.has_offset and fixed is None
+        fixed = workspace.stored_views
+        offsets = workspace.view_offset(workspace.draw_views(0) if fixed is None else fixed)
+        self.stores_views = offsets is not None and fixed is None
         if self.stores_views:
             self.register_buffer("next_views", workspace.draw_views(num_examples))
-        size = self.size = NUM_FEATURES + self.has_offset
+            offsets = workspace.view_offset(self.next_views)
+        size = self.size = NUM_FEATURES + (offsets is not None)
 
         # What belongs to an example lies side by side: its features s_i, computed from the rest and the next view; how
         # many norms are recorded; the last of them, latest first.
         self.register_buffer("examples", torch.zeros(num_examples, size + 1 + HISTORY))
         self.features[:, BIAS] = 1
-        if self.has_offset:
-            self.features[:, -1] = workspace.view_offset(self.next_views if fixed is None else fixed).cpu()
+        if offsets is not None:
+            self.features[:, -1] = offsets.cpu()
         self.register_buffer("rows", torch.zeros(rows, size + 2))  # of the fit: features, norm, weight
         self.register_buffer("coefficients", torch.zeros(2, size, dtype=torch.float64))  # c, d
         self.d[BIAS] = 1
@@ -201,13 +199,13 @@ class RAIS(Sampler):
     def warm_up(self, take_update: Callable[[], None]) -> None:
         super().warm_up(take_update)
         if self.is_calibrated:
-            self._calibrate(self.draw(self.workspace.progress))
+            self._calibrate(self.draw())
         self._fit()
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         _, total, k = self._mixture()
-        if progress.examples_trained < workspace.num_examples:
+        if workspace.progress.examples_trained < workspace.num_examples:
             indices = workspace.candidates(workspace.batch_size)
             items = indices.cpu()
         else:
@@ -290,7 +288,7 @@ class RAIS(Sampler):
         record(*arrays)
         if self.stores_views:
             where = draw.batch.indices
-            self.next_views[where] = last_of_repeats(where, self.workspace.draw_views(len(where)))
+            assign(self.next_views, where, self.workspace.draw_views(len(where)))
             offsets = self.workspace.view_offset(self.next_views[where])
             assert offsets is not None
             self.features[indices, -1] = offsets.cpu()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, check_pool
-from isbench.types import Draw, Progress
+from isbench.samplers.base import Sampler
+from isbench.types import Draw
 
 
 class RhoLoss(Sampler):
@@ -41,13 +41,13 @@ class RhoLoss(Sampler):
         self.table = table
         self.pool_size = pool_size
 
-    def allocate(self, workspace) -> None:
-        n, b = workspace.num_examples, workspace.batch_size
+    def allocate(self) -> None:
+        n, b = self.workspace.num_examples, self.workspace.batch_size
         self._size = 10 * b if self.pool_size is None else self.pool_size
-        check_pool(workspace, self._size)
+        self.check_pool(self._size)
         self.register_buffer("irreducible", torch.zeros(n) if self.table is None else read_table(self.table, n))
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         b = workspace.batch_size
         pool = workspace.fetch(workspace.candidates(self._size))

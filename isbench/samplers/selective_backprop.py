@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import Sampler, check_pool, last_of_repeats
-from isbench.types import Batch, Draw, Progress
+from isbench.samplers.base import Sampler, assign
+from isbench.types import Batch, Draw
 
 
 def percentile(history: Tensor, losses: Tensor) -> Tensor:
@@ -43,6 +43,7 @@ class SelectiveBackprop(Sampler):
     Host reads: 1 per pool (how many were selected)
     """
 
+    remembers = ("_queue", "_candidates", "_selected", "_recorded")
     history: Tensor  # (R,) a ring
     cached: Tensor  # (N,)
 
@@ -68,12 +69,12 @@ class SelectiveBackprop(Sampler):
         self.priming_passes = priming_passes
         self.staleness = staleness
 
-    def allocate(self, workspace) -> None:
-        self._size = self.pool_size or workspace.batch_size
-        check_pool(workspace, self._size, at_least=1)
+    def allocate(self) -> None:
+        self._size = self.pool_size or self.workspace.batch_size
+        self.check_pool(self._size, at_least=1)
         self.register_buffer("history", torch.zeros(self.history_size))
         if self.staleness > 1:
-            self.register_buffer("cached", torch.zeros(workspace.num_examples))
+            self.register_buffer("cached", torch.zeros(self.workspace.num_examples))
         self._queue: Batch | None = None
         self._candidates = 0  # looked at so far
         self._selected = 0
@@ -83,7 +84,7 @@ class SelectiveBackprop(Sampler):
         super().warm_up(take_update)  # in the priming passes, which score nothing
         self.workspace.score(self.workspace.fetch(self.workspace.candidates(self._size)), "loss")
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         b, looked = workspace.batch_size, 0
         queue = self._queue
@@ -97,15 +98,6 @@ class SelectiveBackprop(Sampler):
 
     def diagnostics(self) -> dict[str, float]:
         return {"selected_share": self._selected / max(1, self._candidates)}
-
-    def get_extra_state(self) -> dict:
-        queue = None if self._queue is None else (self._queue.indices, self._queue.views)
-        return {"queue": queue, "counts": [self._candidates, self._selected, self._recorded]}
-
-    def set_extra_state(self, state: dict) -> None:
-        queue, device = state["queue"], self.workspace.device
-        self._queue = None if queue is None else self.workspace.fetch(*(tensor.to(device) for tensor in queue))
-        self._candidates, self._selected, self._recorded = state["counts"]
 
     def _select(self, everything: bool) -> Batch:
         """Look at one pool of candidates and return those selected."""
@@ -122,7 +114,7 @@ class SelectiveBackprop(Sampler):
             pool = workspace.fetch(indices)
             losses = workspace.score(pool, "loss")
             if self.staleness > 1:
-                self.cached[indices] = last_of_repeats(indices, losses)
+                assign(self.cached, indices, losses)
         else:
             losses = self.cached[indices]
         chances = percentile(self._remember(losses), losses) ** self.beta

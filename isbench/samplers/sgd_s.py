@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from isbench.errors import ConfigError
-from isbench.samplers.base import EpochSampler, Signals, categorical, last_of_repeats
-from isbench.types import Draw, Progress
+from isbench.samplers.base import EpochSampler, Signals, assign, categorical
+from isbench.types import Draw
 
 ORDERS = ("shuffled", "sequential")
 
@@ -41,6 +41,7 @@ class SGDS(EpochSampler):
     """
 
     observes = ("loss",)
+    remembers = (*EpochSampler.remembers, "_kept", "_passes")
     losses: Tensor  # (N,)
     order: Tensor  # (N,) the kept examples, then the dropped ones
 
@@ -59,15 +60,15 @@ class SGDS(EpochSampler):
         self.drop = drop
         self.restore = restore
 
-    def allocate(self, workspace) -> None:
-        super().allocate(workspace)
-        n = workspace.num_examples
-        self.register_buffer("losses", torch.full((n,), math.log(workspace.num_classes)))
+    def allocate(self) -> None:
+        super().allocate()
+        n = self.workspace.num_examples
+        self.register_buffer("losses", torch.full((n,), math.log(self.workspace.num_classes)))
         self.register_buffer("order", torch.arange(n))
         self._kept = n
         self._passes = 0
 
-    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+    def plan(self) -> tuple[Tensor, Tensor]:
         workspace = self.workspace
         self._passes += 1
         if self._passes <= self.transient_passes:
@@ -83,17 +84,10 @@ class SGDS(EpochSampler):
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         indices = draw.batch.indices
-        self.losses[indices] = last_of_repeats(indices, signals["loss"])
+        assign(self.losses, indices, signals["loss"])
 
     def diagnostics(self) -> dict[str, float]:
         return {"kept_share": self._kept / self.workspace.num_examples}
-
-    def get_extra_state(self) -> dict[str, Tensor | int]:
-        return super().get_extra_state() | {"kept": self._kept, "passes": self._passes}
-
-    def set_extra_state(self, state: dict) -> None:
-        super().set_extra_state(state)
-        self._kept, self._passes = state["kept"], state["passes"]
 
     def _prune(self) -> None:
         """Drop the lowest losses of the kept examples and bring back some of all that are dropped."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from isbench.samplers.base import Sampler
-from isbench.types import Draw, Progress
+from isbench.types import Draw
 
 
 class Uniform(Sampler):
@@ -28,10 +28,10 @@ class Uniform(Sampler):
         super().__init__()
         self.replacement = replacement
 
-    def allocate(self, workspace) -> None:
-        self.register_buffer("ones", torch.ones(workspace.batch_size), persistent=False)
+    def allocate(self) -> None:
+        self.register_buffer("ones", torch.ones(self.workspace.batch_size), persistent=False)
 
-    def draw(self, progress: Progress) -> Draw:
+    def draw(self) -> Draw:
         workspace = self.workspace
         choose = workspace.uniform if self.replacement else workspace.candidates
         batch = workspace.fetch(choose(workspace.batch_size))

@@ -25,13 +25,17 @@ class Workspace:
     """The training set and the model, as far as a sampler may use them.
 
     Attributes:
-        num_examples: N (slots count as examples where views are fixed).
+        num_examples: N; with slots, each slot is an example.
+        num_classes: C.
         batch_size: b.
-        targets: (N,) int64.
-        input_shape: of one input, (C, H, W) or (T, F).
-        num_features: D, of the input of the model's last layer.
+        targets: the labels of all examples, (N,) int64.
+        input_shape: the shape of one input, (C, H, W) or (T, F).
+        num_features: D, the size of the last layer's input.
+        has_recurrent_layers: whether the model has any.
         stored_views: (N, V) where every example has one fixed view, else None.
-        generator: the sampler's own stream.
+        device: where the model and all tensors given out lie.
+        generator: the sampler's own stream of random numbers.
+        progress: how far the run has come.
     """
 
     def __init__(
@@ -45,36 +49,37 @@ class Workspace:
         budget: Budget,
         ranks: Ranks = ALONE,
     ):
-        self.dataset = dataset
-        self.engine = engine
-        self.model = engine.model
-        self.criterion = criterion
+        self._dataset = dataset
+        self._engine = engine
+        self._model = engine.model
+        self._criterion = criterion
         self.batch_size = batch_size
-        self.streams = streams
+        self._streams = streams
         self.progress = progress
-        self.budget = budget
-        self.ranks = ranks
-        self.score_chunk = dataset.chunk_size
-        self.device = streams.device
+        self._budget = budget
+        self._ranks = ranks
+        self._score_chunk = dataset.chunk_size
+        self.device = dataset.device
         self.num_examples = dataset.num_examples
         self.num_classes = dataset.num_classes
         self.targets = dataset.targets
         self.input_shape = dataset.input_shape
         self.num_features = engine.model.head.in_features
+        self.has_recurrent_layers = engine.model.has_recurrent_layers
         self.stored_views = dataset.stored_views
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
         self._scores = {signal: engine.captured(partial(self._forward_score, signal)) for signal in PER_EXAMPLE}
-        self._gradient_chunk = max(1, self.score_chunk // 8)  # activations are kept for the backward pass
+        self._gradient_chunk = max(1, self._score_chunk // 8)  # activations are kept for the backward pass
 
     def fraction(self) -> float:
         """Return the share of the run's budget that is spent, from 0 to about 1."""
-        return self.budget.fraction(self.progress)
+        return self._budget.fraction(self.progress)
 
     def uniform(self, k: int) -> Tensor:
         """Return k indices drawn independently and uniformly, (k,)."""
-        return torch.randint(self.num_examples, (k,), device=self.device, generator=self.streams.order)
+        return torch.randint(self.num_examples, (k,), device=self.device, generator=self._streams.order)
 
     def candidates(self, k: int) -> Tensor:
         """Return the next k indices, (k,), of an endless stream of shuffled passes over the training set."""
@@ -92,17 +97,17 @@ class Workspace:
 
     def draw_views(self, k: int) -> Tensor:
         """Return fresh augmentation parameters, (k, V)."""
-        return self.dataset.draw_views(k, self.streams.augmentation)
+        return self._dataset.draw_views(k, self._streams.augmentation)
 
     def view_offset(self, views: Tensor) -> Tensor | None:
         """Return how far each view (n, V) moves the image, in pixels (n,), or None where nothing is moved."""
-        return self.dataset.view_offset(views)
+        return self._dataset.view_offset(views)
 
     def fetch(self, indices: Tensor, views: Tensor | None = None) -> Batch:
         """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
         if views is None and self.stored_views is None:
             views = self.draw_views(len(indices))
-        return self._shared(self.dataset.fetch, indices, views)
+        return self._shared(self._dataset.fetch, indices, views)
 
     def score(self, batch: Batch, signal: str) -> Tensor:
         """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`.
@@ -110,36 +115,40 @@ class Workspace:
         The model runs in evaluation mode (no dropout, stored batch statistics), so that a score depends on its own
         example alone and scoring leaves no trace in the model.
         """
-        self.model.eval()
-        part = self.ranks.part(batch)
-        pieces = [part] if len(part) <= self.score_chunk else part.split(self.score_chunk)
+        self._model.eval()
+        part = self._ranks.part(batch)
+        pieces = [part] if len(part) <= self._score_chunk else part.split(self._score_chunk)
         scores = [self._score(piece, signal) for piece in pieces if len(piece)] or [torch.empty(0, device=self.device)]
-        self.model.train()
+        self._model.train()
         self.progress.examples_scored += len(batch)
         part_scores = scores[0] if len(scores) == 1 else torch.cat(scores)
-        return self.ranks.gather({signal: part_scores}, len(batch))[signal]
+        return self._ranks.gather({signal: part_scores}, len(batch))[signal]
 
     def score_dataset(self, signal: str) -> Tensor:
         """Return a per-example signal of the whole training set, (N,): un-augmented, or as each slot's view."""
         scores = []
-        for start in range(0, self.num_examples, self.score_chunk):
-            indices = torch.arange(start, min(start + self.score_chunk, self.num_examples), device=self.device)
+        for start in range(0, self.num_examples, self._score_chunk):
+            indices = torch.arange(start, min(start + self._score_chunk, self.num_examples), device=self.device)
             scores.append(self.score(self._look_at(indices), signal))
         return torch.cat(scores)
 
     def mean_gradient(self) -> list[Tensor]:
         """Return the gradient of the training set's mean loss for each trainable parameter; examples as above."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = self._model.trainable()
         gradient = [torch.zeros_like(p) for p in parameters]
-        self.model.eval()
-        mine = self.ranks.part(torch.arange(self.num_examples, device=self.device))
+        self._model.eval()
+        mine = self._ranks.part(torch.arange(self.num_examples, device=self.device))
         for indices in mine.split(self._gradient_chunk):
             batch = self._plain(indices)
-            loss = self.criterion(self.model(batch.inputs), batch.targets).sum() / self.num_examples
+            loss = self._criterion(self._model(batch.inputs), batch.targets).sum() / self.num_examples
             torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
-        self.model.train()
+        self._model.train()
         self.progress.examples_scored += self.num_examples
-        return [self.ranks.add_up(tensor) for tensor in gradient]
+        return [self._ranks.add_up(tensor) for tensor in gradient]
+
+    def parameters(self) -> list[Tensor]:
+        """Return the trainable parameters, without a graph."""
+        return [parameter.detach() for parameter in self._model.trainable()]
 
     def seconds(self, function: Callable[[], object], calls: int = 9) -> float:
         """Return the median seconds of a call, on the slowest rank, all work on the device included.
@@ -153,7 +162,7 @@ class Workspace:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
-        return self.ranks.largest(statistics.median(times))
+        return self._ranks.largest(statistics.median(times))
 
     def state_dict(self) -> dict[str, Tensor | int | None]:
         return {"order": self._order, "cursor": self._cursor}
@@ -169,13 +178,13 @@ class Workspace:
 
     def _plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
         if self.stored_views is not None:
-            return self.dataset.fetch(indices, None)
-        inputs, targets = self.dataset.plain(indices)
+            return self._dataset.fetch(indices, None)
+        inputs, targets = self._dataset.plain(indices)
         return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
 
     def _shared(self, fetch: Callable[[Tensor, Tensor | None], Batch], indices: Tensor, views: Tensor | None) -> Any:
         """Return examples, fetched; where several ranks share them, once each knows which part it needs."""
-        if self.ranks.size == 1:
+        if self._ranks.size == 1:
             return fetch(indices, views)
         if views is None:
             assert self.stored_views is not None
@@ -183,13 +192,13 @@ class Workspace:
         return SharedBatch(indices, self.targets[indices], views, fetch)
 
     def _shuffle(self) -> Tensor:
-        return torch.randperm(self.num_examples, device=self.device, generator=self.streams.order)
+        return torch.randperm(self.num_examples, device=self.device, generator=self._streams.order)
 
     def _score(self, batch: Batch, signal: str) -> Tensor:
         if signal == FULL_GRADIENT:
-            return per_example_gradient_norm(self.model, self.criterion, batch.inputs, batch.targets)
+            return per_example_gradient_norm(self._model, self._criterion, batch.inputs, batch.targets)
         return self._scores[signal](batch)[signal]
 
     @torch.no_grad()
     def _forward_score(self, signal: str, batch: Batch) -> Tensors:
-        return per_example((signal,), self.engine.run(batch.inputs), batch.targets, self.criterion)
+        return per_example((signal,), self._engine.run(batch.inputs), batch.targets, self._criterion)

@@ -27,7 +27,6 @@ from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
 from isbench.training.process import apply_numerics
 from isbench.training.streams import derive_seed
-from isbench.types import Progress
 
 UNIFORM = {"name": "uniform", "_target_": "isbench.samplers.uniform.Uniform"}
 
@@ -39,7 +38,7 @@ class Subset(EpochSampler):
         super().__init__()
         self.members = members
 
-    def plan(self, progress: Progress) -> tuple[Tensor, Tensor]:
+    def plan(self) -> tuple[Tensor, Tensor]:
         workspace = self.workspace
         order = torch.randperm(len(self.members), device=workspace.device, generator=workspace.generator)
         return self.members[order], torch.ones(len(order), device=workspace.device)

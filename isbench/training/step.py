@@ -24,6 +24,8 @@ class TrainStep:
     """Forward, signals, weighted loss, backward; then the optimizer.
 
     Args:
+        reweight: gives the weights (n,) to train with, from a draw and the observed signals. It is captured in the
+            engine's graphs, if there are any.
         observes: names of the signals to return from each step.
         clip_norm: largest gradient norm, or None. Applied to the weighted gradient, alike for all methods.
         ranks: who shares the batch.
@@ -35,6 +37,7 @@ class TrainStep:
         engine: Engine,
         criterion: CrossEntropy,
         optimizer: torch.optim.Optimizer,
+        reweight: Reweight,
         observes: Sequence[str] = (),
         clip_norm: float | None = None,
         ranks: Ranks = ALONE,
@@ -43,11 +46,12 @@ class TrainStep:
         self.engine = engine
         self.criterion = criterion
         self.optimizer = optimizer
+        self.reweight = reweight
         self.observes_loss = "loss" in observes  # which is at hand
         self.example_signals = tuple(name for name in observes if name in PER_EXAMPLE and name != "loss")
         self.step_signals = tuple(name for name in observes if name in PER_STEP)
         self.clip_norm = clip_norm
-        self.parameters = [p for p in engine.model.parameters() if p.requires_grad]
+        self.parameters = engine.model.trainable()
         self.ranks = ranks
         add_up = ranks.add_up if ranks.size > 1 and sync_norm else None
         self.statistics = StatisticsWeights(engine.model, ranks.part, add_up)
@@ -55,12 +59,8 @@ class TrainStep:
         self._losses: list[Tensor] = []  # one scalar an update since the last report, left on the device
         self._rates: list[float] = []
 
-    def compute_gradient(self, draw: Draw, reweight: Reweight) -> dict[str, Tensor]:
-        """Put the gradient of mean(weights * losses) in place; return the observed signals of the forward pass.
-
-        `reweight` is the same function at every call: where the engine replays graphs, that of the first is in them.
-        """
-        self._reweight = reweight
+    def compute_gradient(self, draw: Draw) -> dict[str, Tensor]:
+        """Put the gradient of mean(weights * losses) in place; return the observed signals of the forward pass."""
         signals = self._gradient(draw)
         self._losses.append(signals.pop("objective"))
         return signals
@@ -78,7 +78,7 @@ class TrainStep:
             signals["loss"] = losses.detach()
         signals = self.ranks.gather(signals, len(draw.batch))
         # The ranks' gradients are averaged: each is of a mean over its share of the batch.
-        weights = self.ranks.part(self._reweight(draw, signals)) / (len(draw.batch) / self.ranks.size)
+        weights = self.ranks.part(self.reweight(draw, signals)) / (len(draw.batch) / self.ranks.size)
         losses.backward(weights)
         for name in self.step_signals:
             signals[name] = getattr(self, f"_{name}")()
