@@ -269,7 +269,7 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     for name in arguments:
         if name not in parameters:
             raise ConfigError(f"unknown key {group}.{name}: {nearest(str(name), parameters)}")

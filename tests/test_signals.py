@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from isbench.models.cnn import LeNet
 from isbench.models.heads import Classifier
 from isbench.models.mlp import MLP
-from isbench.signals import PER_EXAMPLE, SCORES, CrossEntropy, per_example, per_example_gradient_norm
+from isbench.signals import FULL_GRADIENT, PER_EXAMPLE, SCORES, CrossEntropy, per_example, per_example_gradient_norm
 from isbench.types import Forward
 
 SCALARS = tuple(name for name in PER_EXAMPLE if name != "features")
@@ -123,4 +123,4 @@ def test_true_class_probability_is_the_loss_in_other_words() -> None:
 
 
 def test_scores_are_numbers() -> None:
-    assert "features" in PER_EXAMPLE and "features" not in SCORES
+    assert {*SCORES, "features"} == {*PER_EXAMPLE, FULL_GRADIENT}

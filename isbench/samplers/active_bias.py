@@ -1,29 +1,29 @@
-"""Active Bias: prefer examples that are hard, or that the model is unsure of, by the history of their predictions.
+"""Active Bias: train on examples that the model finds hard, or is unsure of, by the history of its predictions.
 
-Chang et al. (2017), "Active Bias: Training More Accurate Neural Networks by Emphasizing High Variance Samples", as
-turned into p-SGD (difficulty) and c-SGD (threshold closeness) by Arazo et al. (2021), "How Important is Importance
-Sampling for Deep Budgeted Training?": each pass trains on a share of the data, drawn at its start without replacement.
-Chang et al.'s other scores, and their weights on uniform passes instead of probabilities, are options. Deviation from
-them: scores are read once a pass, not at every update.
+Chang et al. (2017), "Active Bias: Training More Accurate Neural Networks by Emphasizing High Variance Samples". Arazo
+et al. (2021), "How Important is Importance Sampling for Deep Budgeted Training?", call two of its scores p-SGD and
+c-SGD, and train each pass on a share of the data. Deviation from Chang et al.: scores are read once a pass.
 """
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from isbench.errors import ConfigError
 from isbench.samplers.base import EpochSampler, Signals, assign
 from isbench.types import Draw
 
-# Of the mean and (sample) variance of an example's true-class probabilities, and the number of its visits.
-SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+Score = Literal["difficulty", "easiness", "threshold_closeness", "prediction_variance"]
+# q from the mean and sample variance of the true-class probabilities of an example, and the number of its visits.
+SCORES: dict[Score, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "difficulty": lambda mean, variance, visits: 1 - mean,
     "easiness": lambda mean, variance, visits: mean,
     "threshold_closeness": lambda mean, variance, visits: mean * (1 - mean),
     "prediction_variance": lambda mean, variance, visits: (variance + variance.square() / (visits - 1)).sqrt(),
 }
-FORMS = ("sampled", "weighted")
 
 
 def weighted_subset(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -41,26 +41,23 @@ def weighted_subset(scores: Tensor, k: int, generator: torch.Generator) -> Tenso
 
 
 class ActiveBias(EpochSampler):
-    """Draw each pass without replacement by q + smoothing * mean(q), q from the history of true-class probabilities.
+    """Draw each pass without replacement, with probabilities proportional to q + smoothing * mean(q).
 
-    With p the mean of an example's true-class probabilities over its visits, from the training forward, q is 1 - p
-    (difficulty: SGD-SD, p-SGD), p (easiness: SGD-SE), p (1 - p) (threshold_closeness: SGD-STC, c-SGD) or
-    sqrt(v + v^2 / (visits - 1)) with v their sample variance (prediction_variance: SGD-SPV). An example without a q
-    (no visit, or fewer than two for the variance) gets the largest q of the others; before there is one, all are equal.
-    (Arazo et al.'s code gives it the largest 1 - p before forming p (1 - p), which can make it the least likely.)
-    At share 1 the sampled form is shuffling, whatever q is.
+    p is the mean and v the sample variance of an example's true-class probabilities in training so far. An example
+    without a q yet gets the largest q of the others.
 
     Args:
-        score: one of `SCORES`.
-        form: "sampled" draws passes by these probabilities, all weights 1; "weighted" draws passes uniformly and
-            weights the loss by the same expression divided by its mean (SGD-WD, SGD-WTC, SGD-WPV).
-        share: length of a pass as a share of N; 0.3 is the example setting of Arazo et al.'s code.
+        score: q. difficulty: 1 - p (p-SGD). easiness: p. threshold_closeness: p (1 - p) (c-SGD). prediction_variance:
+            sqrt(v + v^2 / (visits - 1)).
+        form: sampled: as above, with weights 1. weighted: uniform passes, and the same expression over its mean as
+            weights.
+        share: length of a pass as a share of N. In the sampled form, 1 is plain shuffling.
         smoothing: the smoothness constant, in units of mean(q).
         warmup_passes: uniform passes at the start.
 
     Estimator: biased (towards high q)
     Memory: 16 bytes per example, the order of the pass included
-    Cost: O(N) per pass for its keys, their selection and sort of share * N; a sort of b per update
+    Cost: O(N) and a sort of the share drawn per pass; a sort of b per update
     Host reads: 0 per update
     """
 
@@ -72,23 +69,13 @@ class ActiveBias(EpochSampler):
 
     def __init__(
         self,
-        score: str,
-        form: str = "sampled",
-        share: float = 0.3,
-        smoothing: float = 1.0,
-        warmup_passes: int = 0,
+        score: Score,
+        form: Literal["sampled", "weighted"] = "sampled",
+        share: Annotated[float, Gt(0), Le(1)] = 0.3,
+        smoothing: Annotated[float, Ge(0)] = 1.0,
+        warmup_passes: Annotated[int, Ge(0)] = 0,
     ):
         super().__init__()
-        if score not in SCORES:
-            raise ConfigError(f"sampler.score={score}: choose one of {', '.join(SCORES)}")
-        if form not in FORMS:
-            raise ConfigError(f"sampler.form={form}: choose one of {', '.join(FORMS)}")
-        if not 0 < share <= 1:
-            raise ConfigError(f"sampler.share={share}: must be above 0 and at most 1")
-        if not 0 <= smoothing < float("inf"):
-            raise ConfigError(f"sampler.smoothing={smoothing}: must be at least 0")
-        if warmup_passes < 0:
-            raise ConfigError(f"sampler.warmup_passes={warmup_passes}: must be at least 0")
         self.score = score
         self.form = form
         self.share = share

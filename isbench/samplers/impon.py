@@ -1,41 +1,36 @@
-"""IMPON: train on the examples for which a linear model, fitted online, predicts the highest loss.
+"""IMPON: train on the examples for which a linear model, fitted during training, predicts the highest loss.
 
 Ganapathiraman, Calderon and Joshi (2022), "IMPON: Efficient IMPortance sampling with ONline regression for rapid neural
-network training". Choosing a batch needs no forward pass of the deep model.
-
-What the paper leaves open is settled so: the regressor has no intercept (the weight norm acts as one), starts from zero
-and is reset to zero, and its step is taken on the mean squared error of the batch; an epoch is N examples trained; the
-bank is drawn with replacement, independently at each update.
+network training", section 3. docs/samplers.md says what the paper leaves open.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals, assign
 from isbench.types import Batch, Draw
 
 
 class Impon(Sampler):
-    """Rank a uniform bank by predicted loss and train on the top of it, without weights (their section 3).
+    """Rank a uniform bank of examples by predicted loss, and train on its top without weights.
 
-    The context of an example is its inputs x_i and the norm |W| of the deep model's weights. After each update one SGD
-    step fits theta . (x_i, |W|) to the losses just seen, and theta is reset after every epoch. |W| is the same for a
-    whole bank, so it cannot change the order and is left out of the ranking; it helps to fit the level of the losses.
+    The prediction is theta . (x_i, |W|), from an example's inputs x_i and the norm |W| of the network's weights. theta
+    takes an SGD step on the losses of each batch, and is set to zero after each epoch.
 
     Args:
-        bank_size: examples ranked per update, at least the batch size.
-        regressor_lr: rate of the regressor's SGD.
-        inputs: x_i. `raw`: the normalised, augmented inputs, flattened. `features`: the input of the deep model's last
-            layer when the example was last trained on, zeros before that. The paper says "feature representation".
-        lowest: train on the lowest predictions instead (their "IMPONwLowScores").
+        bank_size: examples ranked per update, drawn with replacement; at least b.
+        regressor_lr: learning rate of theta.
+        inputs: x_i. raw: the augmented inputs. features: the input of the network's last layer at the example's last
+            visit, zeros before the first.
+        lowest: train on the lowest predictions instead (the paper's "IMPONwLowScores").
 
-    Estimator: biased (towards examples of high predicted loss; `lowest`: of low predicted loss)
+    Estimator: biased (towards high predicted loss; with `lowest` towards low)
     Memory: 0 bytes per example; inputs=features: 4 D bytes for D features
-    Cost: fetching a bank and one product of it with a vector per draw; one regression step per update
+    Cost: fetching a bank, and a product of it with a vector, per draw; a regression step per update
     Host reads: 0 per update
     """
 
@@ -46,13 +41,11 @@ class Impon(Sampler):
     def __init__(
         self,
         bank_size: int = 200,
-        regressor_lr: float = 1e-6,
+        regressor_lr: Annotated[float, Gt(0)] = 1e-6,
         inputs: Literal["raw", "features"] = "raw",
         lowest: bool = False,
     ):
         super().__init__()
-        if not regressor_lr > 0:
-            raise ConfigError(f"sampler.regressor_lr={regressor_lr}: must be above 0")
         self.bank_size = bank_size
         self.regressor_lr = regressor_lr
         self.inputs = inputs

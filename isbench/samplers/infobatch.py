@@ -1,15 +1,16 @@
-"""InfoBatch: leave out a random part of the well-learned examples in each pass, and weight up those that stay.
+"""InfoBatch: leave out a random part of the well-learned examples in each pass, and give more weight to the rest of
+them.
 
-Qin et al. (2024), "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning". Each example whose last
-loss is below the mean is left out with probability r; those of that group that stay get the weight 1 / (1 - r). They
-are left out independently, as in the paper's equations; the authors' code leaves out a fixed number, rounded up, which
-makes the weight slightly wrong.
+Qin et al. (2024), "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning". Examples are left out
+independently, as in the paper's equations; the authors' code leaves out a fixed number.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import EpochSampler, Signals, assign
 from isbench.types import Draw
 
@@ -17,17 +18,15 @@ INITIAL_SCORE = 3.0  # any constant leaves the first pass whole; by the next, al
 
 
 class InfoBatch(EpochSampler):
-    """Prune each pass at random among the examples with a loss below the mean, and reweight the rest.
+    """Leave out examples with a last training loss below the mean with probability r; weight those that stay 1 / (1 -
+    r).
 
-    Scores are the last training losses. Passes that start once `stop` of the budget is spent are whole, with weights 1,
-    to remove what bias is left from the scores themselves. The sum of weight times gradient over a pass of m examples
-    is, in expectation, the sum over all N. One update averages its b examples, so its expectation is N / m times the
-    full gradient, and there are m / N times as many: a pass moves as far as an unpruned one, in fewer updates. This
-    is the paper's own reckoning; the learning rate is not touched.
+    A pass of m examples takes m / N as many updates as a whole one, each with N / m times the gradient in expectation.
+    As in the paper, the learning rate stays as it is.
 
     Args:
-        prune: r, the probability with which a well-learned example is left out.
-        stop: share of the budget after which nothing is pruned.
+        prune: r.
+        stop: passes that start after this share of the budget are whole, with weights 1.
 
     Estimator: unbiased (sum over a pass, given the scores at its start)
     Memory: 16 bytes per example, the order of the pass included
@@ -38,12 +37,8 @@ class InfoBatch(EpochSampler):
     observes = ("loss",)
     scores: Tensor  # (N,)
 
-    def __init__(self, prune: float = 0.5, stop: float = 0.875):
+    def __init__(self, prune: Annotated[float, Ge(0), Lt(1)] = 0.5, stop: Annotated[float, Ge(0), Le(1)] = 0.875):
         super().__init__()
-        if not 0 <= prune < 1:
-            raise ConfigError(f"sampler.prune={prune}: must be at least 0 and less than 1")
-        if not 0 <= stop <= 1:
-            raise ConfigError(f"sampler.stop={stop}: must be between 0 and 1")
         self.prune = prune
         self.stop = stop
 

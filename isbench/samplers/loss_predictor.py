@@ -1,16 +1,19 @@
 """Importance sampling by a loss that a small recurrent network predicts from each example's past losses.
 
 Katharopoulos and Fleuret (2017), "Biased Importance Sampling for Deep Neural Network Training" (arXiv 1706.00043), with
-sizes and defaults of the authors' library (idiap/importance-sampling). Deviations: past losses are masked by how many
-there are rather than by value, so that a loss of exactly zero counts; the predictor has PyTorch's LSTM cells and one
-uniform initialisation; the pool's inputs are never fetched, since the predictor does not look at them.
+the sizes and defaults of the authors' library (idiap/importance-sampling). Deviations:
+
+- past losses are masked by their number, not by value, so that a loss of zero counts;
+- the predictor has PyTorch's LSTM cells and one uniform initialisation.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals, assign, categorical
 from isbench.types import Draw
 
@@ -49,19 +52,19 @@ def biased_weights(probabilities: Tensor, pool_size: int, exponent: float) -> Te
 
 
 class LossPredictor(Sampler):
-    """Draw each batch from a uniform pool, proportionally to predicted losses.
+    """Draw each batch from a uniform pool, with replacement, in proportion to predicted losses.
 
-    The predictor takes one Adam step on the squared error of each training batch, from the past losses as they were
-    before it. A history starts with the single value 1. The pool is drawn with replacement.
+    Each update, the predictor takes an Adam step on the squared error for the batch. Each history starts with the value
+    1.
 
     Args:
-        pool_size: B, examples whose loss is predicted per update.
-        exponent: k, at most 1; the less it is, the more the largest losses count.
-        predictor_lr: rate of the predictor's Adam.
+        pool_size: B, drawn with replacement.
+        exponent: k of the weights (1 / (B p))^k, rescaled. 1 is unbiased; with less, large losses count more.
+        predictor_lr: learning rate of the predictor.
 
     Estimator: biased (towards large losses; unbiased with exponent=1)
     Memory: 48 bytes per example
-    Cost: the predictor's forward pass over B histories per draw, one step of it per update
+    Cost: the predictor's forward pass over B histories per draw, and a step of it per update
     Host reads: 0 per update
     """
 
@@ -75,12 +78,13 @@ class LossPredictor(Sampler):
     observes = ("loss",)
     remembers = ("optimizer",)
 
-    def __init__(self, pool_size: int = 2048, exponent: float = 0.5, predictor_lr: float = 0.001):
+    def __init__(
+        self,
+        pool_size: int = 2048,
+        exponent: Annotated[float, Le(1)] = 0.5,
+        predictor_lr: Annotated[float, Gt(0)] = 0.001,
+    ):
         super().__init__()
-        if exponent > 1:
-            raise ConfigError(f"sampler.exponent={exponent}: must be at most 1, where the weights are unbiased")
-        if not predictor_lr > 0:
-            raise ConfigError(f"sampler.predictor_lr={predictor_lr}: must be above 0")
         self.pool_size = pool_size
         self.exponent = exponent
         self.predictor_lr = predictor_lr

@@ -1,20 +1,18 @@
-"""Online batch selection: rank all examples by their last known loss, draw by rank under a decaying pressure.
+"""Online batch selection: rank all examples by their last loss, and draw the first ranks more often than the last.
 
-Loshchilov and Hutter (2015), "Online Batch Selection for Faster Training of Neural Networks": the example of rank i
-(1 for the largest loss) has probability proportional to exp(log(s) / N)^-i, so the first is s times likelier than the
-last. s falls exponentially from s_start to s_end.
+Loshchilov and Hutter (2015), "Online Batch Selection for Faster Training of Neural Networks". Deviations:
 
-Deviations. s falls with the share of the budget spent, since a budget of seconds has no last epoch. The draw inverts
-the cumulative distribution of the ranks in closed form instead of storing it. Losses are recomputed for the whole set
-at once, as in the paper's r_ratio = 1, without augmentation and in evaluation mode.
+- the pressure s falls with the share of the budget spent;
+- losses are recomputed for the whole set at once (r_ratio = 1), un-augmented and in evaluation mode.
 """
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals, assign
 from isbench.types import Draw
 
@@ -34,14 +32,14 @@ def draw_ranks(k: int, num_ranks: int, pressure: float, generator: torch.Generat
 
 
 class OnlineBatchSelection(Sampler):
-    """Draw by rank of the last known loss, with replacement. The first pass is shuffled and fills in the losses.
+    """Draw rank i of N, 1 for the largest loss, with probability proportional to exp(log(s) / N)^-i, with replacement.
 
-    Losses come from the training passes and, now and then, from a forward pass over the whole set. Between two sorts
-    the ranks are those of the last one, so that a draw costs no work over N; ties are ranked in random order.
+    The first rank is s times as likely as the last, and s falls exponentially. Losses come from training, at first from
+    a shuffled pass, and from recomputations. Ties are ranked at random.
 
     Args:
-        s_start: pressure at the start of the budget, at least 1; 1 is uniform.
-        s_end: pressure at its end.
+        s_start: s at the start of the budget; 1 is uniform.
+        s_end: s at its end.
         recompute: passes between recomputations of all losses (r_freq = 0.5 per epoch is 2); null is never.
         sort_every: updates between sorts; null is ten sorts a pass.
 
@@ -58,19 +56,12 @@ class OnlineBatchSelection(Sampler):
 
     def __init__(
         self,
-        s_start: float = 100.0,
-        s_end: float = 1.0,
-        recompute: float | None = 2.0,
-        sort_every: int | None = None,
+        s_start: Annotated[float, Ge(1)] = 100.0,
+        s_end: Annotated[float, Ge(1)] = 1.0,
+        recompute: Annotated[float, Gt(0)] | None = 2.0,
+        sort_every: Annotated[int, Ge(1)] | None = None,
     ):
         super().__init__()
-        for key, value in {"s_start": s_start, "s_end": s_end}.items():
-            if not 1 <= value < math.inf:
-                raise ConfigError(f"sampler.{key}={value}: must be at least 1 and finite")
-        if recompute is not None and not recompute > 0:
-            raise ConfigError(f"sampler.recompute={recompute}: must be greater than 0; null is never")
-        if sort_every is not None and sort_every < 1:
-            raise ConfigError(f"sampler.sort_every={sort_every}: must be at least 1")
         self.s_start = s_start
         self.s_end = s_end
         self.recompute = recompute

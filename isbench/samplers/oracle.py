@@ -1,13 +1,16 @@
-"""O-SGD: sampling by exact gradient norms, the ceiling that cheaper methods approach (Johnson and Guestrin 2018).
+"""O-SGD: sampling by the exact gradient norms of all examples, the best that cheaper methods can approach.
 
-Section 3 of "Training Deep Models Faster with Robust, Approximate Importance Sampling". Far too slow to be useful:
-every refresh computes the gradient of each training example.
+Johnson and Guestrin (2018), "Training Deep Models Faster with Robust, Approximate Importance Sampling", section 3. Far
+too slow to be useful.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from isbench.errors import ConfigError, Incompatible
+from isbench.errors import Incompatible
 from isbench.samplers.base import Sampler, categorical
 from isbench.signals import FULL_GRADIENT
 from isbench.types import Draw
@@ -31,32 +34,28 @@ def gain_ratio(norms: Tensor, mean_norm: Tensor, objective_norm: Tensor, batch_s
 
 
 class Oracle(Sampler):
-    """Sample proportionally to the gradient norms of all examples, and raise the learning rate by the exact gain ratio.
+    """Draw in proportion to all gradient norms, with weights 1 / (N p), and raise the learning rate by the gain ratio.
 
-    Norms and moments are those of the last refresh, in evaluation mode and un-augmented (or of each slot's view). With
-    `refresh_every` above 1 the estimator stays unbiased, except that an example whose norm was exactly zero waits for
-    the next refresh, but it is no optimum: a norm that was small and has grown gets a large weight. While the model
-    changes fast, in the first updates, that can be worse than uniform sampling.
+    Norms and gain ratio (equation 6) are those of the last refresh, in evaluation mode, un-augmented or of each slot's
+    view.
 
     Args:
-        refresh_every: updates between two scorings of the whole set.
-        gain: raise the learning rate by the gain ratio and advance the schedule by it.
-        weight_decay: lambda of the penalty lambda / 2 |w|^2 over all trainable parameters; the configuration passes the
-            optimizer's. With `optimizer.decayed=kernels` the ratio counts a little too much penalty.
+        refresh_every: updates between two scorings of the whole set. Above 1, draws early in training can be worse than
+            uniform.
+        gain: multiply the learning rate by the gain ratio and advance the schedule by it.
+        weight_decay: lambda of the penalty lambda / 2 |w|^2; the configuration passes the optimizer's.
 
     Estimator: unbiased
     Memory: 4 bytes per example
-    Cost: a gradient per training example and a backward pass over the set, every `refresh_every` updates; O(N) per draw
+    Cost: every `refresh_every` updates, a gradient per training example and a backward pass over the set; O(N) per draw
     Host reads: 1 per update (the gain; none without)
     """
 
     norms: Tensor
     ratio: Tensor
 
-    def __init__(self, refresh_every: int = 1, gain: bool = True, weight_decay: float = 0.0):
+    def __init__(self, refresh_every: Annotated[int, Ge(1)] = 1, gain: bool = True, weight_decay: float = 0.0):
         super().__init__()
-        if refresh_every < 1:
-            raise ConfigError(f"sampler.refresh_every={refresh_every}: must be at least 1")
         self.refresh_every = refresh_every
         self.has_gain = gain
         self.weight_decay = weight_decay

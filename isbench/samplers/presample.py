@@ -1,36 +1,30 @@
-"""Presampling: score a pool with forward passes, draw the batch from it, reweight.
+"""Presampling: score a pool of examples with forward passes, draw the batch from it, and weight it to stay unbiased.
 
-Katharopoulos and Fleuret (2018), "Not All Samples Are Created Equal: Deep Learning with Importance Sampling",
-Algorithm 1, and two variants from the authors' library (idiap/importance-sampling) that choose the two sizes by tau.
-While the gate is closed, batches are uniform (with replacement, as in the algorithm) and the scores that keep tau
-current come free from the training forward pass; while it is open, B examples are scored in evaluation mode, b of them
-are drawn with replacement with probability g_i proportional to the score, and weighted by 1 / (B g_i). Their mean over
-the batch is unbiased whatever the two sizes are, since these are fixed before the pool is scored.
-
-A forward pass is counted as one unit of work and a backward pass as two, as in the paper, unless the gate is measured.
-The gate reads tau as it was one update earlier (the algorithm reads the newest), so that the host need not wait for the
-device at every update.
+Katharopoulos and Fleuret (2018), "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", Algorithm
+1, and two variants that only the authors' library has (idiap/importance-sampling). Deviation: the gate reads tau one
+update late, so that the host does not wait for the device.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from isbench.errors import ConfigError
 from isbench.samplers.base import LateReading, Sampler, Signals, categorical
-from isbench.signals import PER_EXAMPLE, SCORES
+from isbench.signals import PER_EXAMPLE, Score
 from isbench.types import Batch, Draw
+
+Momentum = Annotated[float, Ge(0), Lt(1)]
 
 
 def variance_reduction(scores: Tensor) -> Tensor:
-    """Return tau of a set of scores (n,): by what resampling in proportion to them divides the standard error.
+    """Return tau of scores (n,): resampling in proportion to them divides the standard error by it.
 
-    The paper reads it as the factor by which a uniform batch would have to grow; for equal error that is tau^2.
-
-    With g the normalised scores and u uniform, 1 / tau = sqrt(1 - |g - u|^2 / |g|^2) (their equation for tau), which
-    equals sqrt(mean(scores^2)) / mean(scores). Between 1 (equal scores) and sqrt(n); all-zero scores give 1.
+    With g the normalised scores and u uniform, 1 / tau = sqrt(1 - |g - u|^2 / |g|^2) (the paper's equation for tau), so
+    that tau = sqrt(mean(scores^2)) / mean(scores), between 1 (equal scores) and sqrt(n). All-zero scores give 1.
     """
     scores = scores.double()
     mean = scores.mean()
@@ -38,21 +32,21 @@ def variance_reduction(scores: Tensor) -> Tensor:
 
 
 class GatedPresample(Sampler):
-    """Uniform batches while tau is at most `tau_threshold`, batches from a scored pool while it exceeds it.
+    """Train on uniform batches while tau is at most `tau_threshold`, and on draws from a scored pool while it is above.
 
-    A subclass sets `tau_threshold`, at the latest in `allocate`, and writes `sizes`.
+    While the gate is closed, tau follows the scores of the training forward pass. While it is open, B uniform examples
+    are scored in evaluation mode, and drawn with replacement with probability g_i proportional to the score and weight
+    1 / (B g_i).
+
+    A subclass sets `tau_threshold`, in `allocate` at the latest, and writes `sizes`.
     """
 
     remembers = ("reading", "tau_threshold")
     tau: Tensor
     tau_threshold: float
 
-    def __init__(self, signal: str, tau_momentum: float):
+    def __init__(self, signal: Score, tau_momentum: Momentum):
         super().__init__()
-        if signal not in SCORES:
-            raise ConfigError(f"sampler.signal={signal}: choose one of {', '.join(SCORES)}")
-        if not 0 <= tau_momentum < 1:
-            raise ConfigError(f"sampler.tau_momentum={tau_momentum}: must be at least 0 and less than 1")
         self.signal = signal
         self.tau_momentum = tau_momentum
         self.observes = (signal,) if signal in PER_EXAMPLE else ()
@@ -101,32 +95,30 @@ class GatedPresample(Sampler):
 
 
 class Presample(GatedPresample):
-    """Resample each batch from a scored pool once that reduces the variance enough to pay for the scoring.
-
-    Katharopoulos and Fleuret (2018), Algorithm 1.
+    """Draw b examples from a pool of B, once that reduces the variance enough to pay for the scoring (Algorithm 1).
 
     Args:
         signal: the score, one of `isbench.signals.SCORES`.
-        pool_size: B, examples scored per update while the gate is open.
+        pool_size: B.
         tau_threshold: the gate opens while tau exceeds it; null is the break-even point.
-        gate: how null is worked out. published: (B + 3b) / (3b), a backward pass taking twice as long as a forward
-            pass, and scores needing none. measured: (S + U) / U with the seconds S to score a pool and U of a uniform
-            update, on this machine, before the clock starts.
+        gate: the break-even point. published: (B + 3b) / (3b), where a backward pass takes twice as long as a forward
+            pass. measured: (S + U) / U, from the seconds S to score a pool and U of a uniform update, before the clock
+            starts.
         tau_momentum: a_tau, the weight of the past in tau's moving average, which starts at 0.
 
     Estimator: unbiased
     Memory: 0 bytes per example
-    Cost: nothing while closed, one forward pass of B while open; exact gradient norms: both passes, of b and of B
-    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
+    Cost: an extra forward pass over the pool once presampling starts; for exact gradient norms, a backward pass too
+    Host reads: 1 per update (whether to presample), without stalling the GPU
     """
 
     def __init__(
         self,
-        signal: str,
+        signal: Score,
         pool_size: int = 640,
         tau_threshold: float | None = None,
         gate: Literal["published", "measured"] = "published",
-        tau_momentum: float = 0.9,
+        tau_momentum: Momentum = 0.9,
     ):
         super().__init__(signal, tau_momentum)
         if gate == "measured" and tau_threshold is not None:
@@ -160,33 +152,26 @@ class Presample(GatedPresample):
 
 
 class ConstantTime(GatedPresample):
-    """Spend the work of a uniform update, 3b, on scoring more examples and training on fewer.
+    """Do the work of a uniform update, 3b forward passes, but score more examples and train on fewer.
 
-    The least that must be trained is max(0.2 b, b / tau); all the rest of the work could go into scoring. The pool
-    takes the middle between b and that much, and what then remains trains: at the default threshold, 1.25 b to 1.7 b
-    examples are scored and 0.58 b to 0.43 b trained. Sizes follow tau and so change from update to update, which on a
-    GPU costs a little time for new shapes; passes over the data count the examples trained.
-
-    From the authors' library; not in the paper.
+    The pool's size lies halfway between b and what could be scored beside training max(0.2 b, b / tau) examples; the
+    work that is left trains. At the default threshold at least 1.25 b examples are scored and at most 0.58 b trained.
 
     Args:
-        signal: the score, one of `isbench.signals.SCORES`.
+        signal, tau_momentum: as in `Presample`.
         tau_threshold: the gate opens while tau exceeds it.
-        tau_momentum: the weight of the past in tau's moving average, which starts at 0.
 
     Estimator: unbiased
     Memory: 0 bytes per example
-    Cost: nothing while closed, that of a uniform update in all while open
-    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
+    Cost: that of a uniform update, and on a GPU a little time for new batch sizes
+    Host reads: 1 per update (whether to presample), without stalling the GPU
     """
 
     LEAST_TRAINED = 0.2  # of b
     SCORING_SHARE = 0.5  # of what could be scored beyond b
 
-    def __init__(self, signal: str, tau_threshold: float = 2.0, tau_momentum: float = 0.9):
+    def __init__(self, signal: Score, tau_threshold: Annotated[float, Ge(1)] = 2.0, tau_momentum: Momentum = 0.9):
         super().__init__(signal, tau_momentum)
-        if tau_threshold < 1:
-            raise ConfigError(f"sampler.tau_threshold={tau_threshold}: must be at least 1, the least that tau can be")
         self.tau_threshold = tau_threshold
 
     def sizes(self, tau: float) -> tuple[int, int]:
@@ -199,30 +184,25 @@ class ConstantTime(GatedPresample):
 
 
 class ConstantVariance(GatedPresample):
-    """Train on fewer examples, chosen so that the gradient's variance stays near that of a uniform batch of b.
+    """Train on fewer examples, with the variance of the gradient near that of a uniform batch of b.
 
-    A uniform batch of b is scored and the fraction 1 / tau + `extra_fraction` of it drawn. Worth its scoring once that
-    fraction is below 2/3, which is the gate's threshold: tau above 1 / (2/3 - extra_fraction). The batch follows tau
-    and so changes from update to update, which on a GPU costs a little time for new shapes; passes over the data count
-    the examples trained.
-
-    From the authors' library; not in the paper.
+    Once presampling starts, the fraction 1 / tau + `extra_fraction` of a scored uniform batch trains. The gate opens
+    where that is below 2/3, which pays for the scoring.
 
     Args:
-        signal: the score, one of `isbench.signals.SCORES`.
-        extra_fraction: kept beyond what tau allows, since tau is an estimate.
-        tau_momentum: the weight of the past in tau's moving average, which starts at 0.
+        signal, tau_momentum: as in `Presample`.
+        extra_fraction: drawn beyond 1 / tau, which is an estimate.
 
     Estimator: unbiased
     Memory: 0 bytes per example
-    Cost: nothing while closed, one forward pass of b while open
-    Host reads: 1 per update, the gate's decision, which waits for nothing in progress
+    Cost: an extra forward pass of b once presampling starts
+    Host reads: 1 per update (whether to presample), without stalling the GPU
     """
 
-    def __init__(self, signal: str, extra_fraction: float = 0.2, tau_momentum: float = 0.9):
+    def __init__(
+        self, signal: Score, extra_fraction: Annotated[float, Ge(0), Lt(2 / 3)] = 0.2, tau_momentum: Momentum = 0.9
+    ):
         super().__init__(signal, tau_momentum)
-        if not 0 <= extra_fraction < 2 / 3:
-            raise ConfigError(f"sampler.extra_fraction={extra_fraction}: must be at least 0 and less than 2/3")
         self.extra_fraction = extra_fraction
         self.tau_threshold = 1 / (2 / 3 - extra_fraction)
 

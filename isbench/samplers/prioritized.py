@@ -1,39 +1,38 @@
-"""Prioritized sampling: the last score of every example decides how often it is drawn, through a sum tree.
+"""Prioritized sampling: the last score of every example decides how often it is drawn.
 
-Schaul, Quan, Antonoglou and Silver (2016), "Prioritized Experience Replay", the proportional variant (section 3.3 and
-Algorithm 1), with the training set in the place of the replay memory and an example's loss in the place of its
-temporal-difference error: P(i) = p_i^alpha / sum p^alpha with p = score + eps, and weights (N P(i))^-beta.
+Schaul, Quan, Antonoglou and Silver (2016), "Prioritized Experience Replay", the proportional variant (section 3.3,
+Algorithm 1), with training examples for transitions and the loss for the temporal-difference error. Deviations:
 
-Deviations. The weights are divided by the largest of the batch rather than of the whole set, as in Dopamine's replay:
-the set's largest belongs to the single smallest priority, which is one stale score, and would need a second tree.
-Beta rises over the run's budget, the share spent taking the place of their count of updates.
+- weights are divided by the largest of the batch, not of the whole set;
+- beta rises with the share of the budget spent.
 """
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals
 from isbench.samplers.sum_tree import SumTree
-from isbench.signals import PER_EXAMPLE, SCORES
+from isbench.signals import PER_EXAMPLE, Score
 from isbench.types import Draw
 
 
 class Prioritized(Sampler):
-    """Draw from the whole training set in proportion to (last score + eps)^alpha, one from each of b equal parts.
+    """Draw from the whole training set with P(i) proportional to (last score + eps)^alpha, and weights (N P(i))^-beta.
 
-    An example not seen yet has the largest priority met so far (1 at first), as a new transition has in the paper. All
-    of them share one leaf of the tree, whose mass follows that maximum, and wait in a queue in random order.
+    One example is drawn from each of b equal parts of the total. Those not seen yet have the largest priority so far, 1
+    at first, and share one leaf of the tree.
 
     Args:
-        signal: the score, one of `isbench.signals.SCORES`; read from the training pass where that gives it.
-        alpha: 0 is uniform, 1 fully proportional.
-        beta: exponent of the weights at the start of the budget; it rises linearly to 1 at its end.
-        eps: added to every score, so that nothing has priority zero.
+        signal: the score, one of `isbench.signals.SCORES`.
+        alpha: 0 is uniform, 1 proportional.
+        beta: exponent of the weights at the start of the budget; it rises linearly to 1.
+        eps: keeps priorities above zero.
         normalize: divide the weights by the largest of the batch.
 
-    Estimator: biased (while beta < 1 towards examples with a high score; normalize: by a random factor of at most 1),
-        unbiased if beta = 1 and normalize = false
+    Estimator: biased (beta < 1: towards high scores; normalize: by a random factor of at most 1), else unbiased
     Memory: 16.5 bytes per example
     Cost: O(log N) per draw and per new score
     Host reads: 0 per update
@@ -46,21 +45,13 @@ class Prioritized(Sampler):
 
     def __init__(
         self,
-        signal: str = "loss",
-        alpha: float = 0.6,
-        beta: float = 0.4,
-        eps: float = 1e-6,
+        signal: Score = "loss",
+        alpha: Annotated[float, Ge(0)] = 0.6,
+        beta: Annotated[float, Ge(0), Le(1)] = 0.4,
+        eps: Annotated[float, Gt(0)] = 1e-6,
         normalize: bool = True,
     ):
         super().__init__()
-        if signal not in SCORES:
-            raise ConfigError(f"sampler.signal={signal}: choose one of {', '.join(SCORES)}")
-        if not alpha >= 0:
-            raise ConfigError(f"sampler.alpha={alpha}: must be at least 0")
-        if not 0 <= beta <= 1:
-            raise ConfigError(f"sampler.beta={beta}: must be between 0 and 1")
-        if not eps > 0:
-            raise ConfigError(f"sampler.eps={eps}: must be greater than 0")
         self.signal = signal
         self.alpha = alpha
         self.beta = beta

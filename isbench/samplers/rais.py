@@ -1,18 +1,23 @@
-"""RAIS: importance sampling from a robust prediction of every gradient norm (Johnson and Guestrin 2018).
+"""RAIS: importance sampling from a robust prediction of every gradient norm, with a learning rate raised by the gain.
 
-"Training Deep Models Faster with Robust, Approximate Importance Sampling", Algorithm 4.1. Gradient norms recorded in
-past training steps predict each example's norm and how uncertain that is; a convex fit on recent minibatches keeps both
-honest (see `isbench.samplers.uncertainty`); the gain ratio raises the learning rate by what the sampling saves.
+Johnson and Guestrin (2018), "Training Deep Models Faster with Robust, Approximate Importance Sampling", Algorithm 4.1.
+The fit is in `isbench.samplers.uncertainty`; docs/samplers.md says what the paper leaves open and what was measured.
+Deviations:
+
+- the first pass is shuffled, and sampling is uniform from there to the first fit;
+- the constant feature keeps 1e-4 of all uncertainty, so that no probability is zero;
+- the gain ratio is kept between 1 and `max_gain`, and its moments leave the scaling of outliers aside.
 """
 
 from collections.abc import Callable
 from math import ceil, inf
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, Signals, assign
 from isbench.samplers.sum_tree import SumTree
 from isbench.samplers.uncertainty import (
@@ -31,7 +36,6 @@ from isbench.samplers.uncertainty import (
 from isbench.signals import FULL_GRADIENT
 from isbench.types import Draw
 
-CALIBRATIONS = ("full_gradient", "last_layer", "none")
 LAST_LAYER = "last_layer_gradient_norm"
 NORM = "logit_gradient_norm"
 SHARE_OF_BIAS = 1e-4
@@ -46,54 +50,30 @@ def fit_schedule(num_examples: int, fit_examples: int, batch_size: int) -> tuple
 
 
 class RAIS(Sampler):
-    """Sample proportionally to a robust estimate of the gradient norm, in which uncertain examples weigh more.
+    """Draw with p_i proportional to <c, s_i> + k <d, s_i> (Proposition 4.1), and weights 1 / (N p_i).
 
-    The first pass is in shuffled order, then sampling is uniform until the first fit. An example is drawn with
-    probability p_i proportional to <c, s_i> + k <d, s_i> (Proposition 4.1) and weighted by 1 / (N p_i). A step does no
-    work over N: each term lies in a sum tree, in which only visited examples change. All of this stays on the host,
-    wherever the model is: it is too little for a GPU, and the gain has to be read in any case.
-
-    The paper records the gradient norm at the loss layer in place of the whole gradient's, and does not say how its
-    gain ratio, r = 1 + (U1 - R1) / (b R), brings the units of U1 and R1 together with those of R, the squared norm of
-    the minibatch gradient. `calibration` does:
-
-    - full_gradient: U1 - R1 is multiplied by kappa^2, the ratio of the squared norms of whole and loss-layer gradients,
-      measured on a few examples of some batches. The default. Both norms of kappa are taken in evaluation mode, since
-      with batch norm an example has a gradient of its own only there. With batch norm or dropout
-      the training step has other gradients, and the estimate is off. Measured once, on one seed (CNN7 on rot-MNIST,
-      after 700 and 1,100 updates, 120 to 150 batches at frozen weights): E|g_U|^2 / E|g_R|^2 was 1.23 and 1.87 with
-      neither (estimated 1.32 and 1.69), with batch norm 2.56 and 2.48 (3.53 and 7.14), with dropout 1.15 and 1.23
-      (1.05 and 1.09); with both, after 600 to 1,400 updates, 1.40, 1.62, 1.62, 1.80 (1.69, 1.72, 1.63, 1.97).
-    - last_layer: the exact gradient norms of the last layer instead. Free, but what the other layers gain is missed.
-    - none: as the text of the paper reads; r then depends on the scale of the parameters.
-
-    Choices that the paper leaves open: fits are synchronous and on the clock, by a solver of our own; c starts at 0 and
-    d at the constant alone, which is uniform sampling; a history shorter than a window is used whole; an example that
-    repeats in a batch is recorded once; norm weights are scaled to sum to one. Deviations: the constant keeps a share
-    of 1e-4 of all uncertainty, so that no probability is zero; the first pass is shuffled; the gain ratio is kept
-    between 1 and `max_gain`, and its moments leave the scaling of outliers aside. results/rais_ablations changes one
-    choice at a time on rot-MNIST: only leaving out the gain moved the error, so that the defaults stay with the paper.
-
-    If the augmentation moves the image, the view of an example's next visit is drawn after each visit and kept, for its
-    offset is a feature. Weights are then unbiased for the examples in their present views; but a view waits longer the
-    less likely it is drawn, so over time unlikely views count a little more than others.
+    <c, s_i> predicts example i's norm from those of its past training steps; <d, s_i> is how uncertain that is. Both
+    lie in a sum tree on the host. If the augmentation moves the image, the offset is a feature too, and the view of an
+    example's next visit is drawn and stored at each visit.
 
     Args:
-        fit_examples: |D|, how many recent rows c and d are fitted to; every ceil(|D| / b) updates.
+        fit_examples: |D|, the recent rows that c and d are fitted to, every ceil(|D| / b) updates.
         smoothing: alpha, the weight of the present in the averages of the gain ratio.
-        gain: raise the learning rate by the gain ratio and advance the schedule by it (not where the budget is in
-            seconds: there, time advances it).
-        max_gain: the largest gain ratio used.
-        calibration: see above.
+        gain: multiply the learning rate by the gain ratio r, and advance the schedule by it unless the budget is in
+            seconds.
+        max_gain: the largest r used.
+        calibration: how recorded norms get the unit of whole gradients in r. full_gradient: by kappa^2, measured on a
+            few examples. last_layer: as norms of the last layer, without the other layers' gain. none: not at all, as
+            in the paper's text.
         calibrate_every: updates between measurements of kappa.
         calibration_examples: examples per measurement.
-        outlier_threshold: Q beyond which an example's loss is scaled down; null for never.
+        outlier_threshold: Q above which the loss of an example is scaled down; null for never.
         weighted_norm: weight the statistics of batch norm by 1 / (N p_i).
 
     Estimator: unbiased (of the examples in their stored views), outliers aside
-    Memory: 133 bytes per example, on the host; 4 more and, on the device, a view where offsets are a feature
+    Memory: 133 bytes per example on the host; where offsets are a feature, 4 more, and a view on the device
     Cost: O(log N) per draw; a convex fit and O(N) predictions every ceil(|D| / b) updates
-    Host reads: 2 per update, the random numbers of the draw and the norms (of several small tensors)
+    Host reads: 2 per update (the random numbers of the draw, and the norms)
     """
 
     moves_to_device = False
@@ -106,31 +86,17 @@ class RAIS(Sampler):
 
     def __init__(
         self,
-        fit_examples: int = 20_000,
-        smoothing: float = 0.01,
+        fit_examples: Annotated[int, Ge(1)] = 20_000,
+        smoothing: Annotated[float, Gt(0), Le(1)] = 0.01,
         gain: bool = True,
-        max_gain: float = 20.0,
-        calibration: str = "full_gradient",
-        calibrate_every: int = 100,
-        calibration_examples: int = 16,
-        outlier_threshold: float | None = 100.0,
+        max_gain: Annotated[float, Ge(1)] = 20.0,
+        calibration: Literal["full_gradient", "last_layer", "none"] = "full_gradient",
+        calibrate_every: Annotated[int, Ge(1)] = 100,
+        calibration_examples: Annotated[int, Ge(1)] = 16,
+        outlier_threshold: Annotated[float, Gt(0)] | None = 100.0,
         weighted_norm: bool = True,
     ):
         super().__init__()
-        for key, value in (
-            ("fit_examples", fit_examples),
-            ("calibrate_every", calibrate_every),
-            ("calibration_examples", calibration_examples),
-            ("max_gain", max_gain),
-        ):
-            if not value >= 1:
-                raise ConfigError(f"sampler.{key}={value}: must be at least 1")
-        if not 0 < smoothing <= 1:
-            raise ConfigError(f"sampler.smoothing={smoothing}: must be greater than 0 and at most 1")
-        if calibration not in CALIBRATIONS:
-            raise ConfigError(f"sampler.calibration={calibration}: choose one of {', '.join(CALIBRATIONS)}")
-        if outlier_threshold is not None and not outlier_threshold > 0:
-            raise ConfigError(f"sampler.outlier_threshold={outlier_threshold}: must be greater than 0, or null")
         self.fit_examples = fit_examples
         self.smoothing = smoothing
         self.has_gain = gain

@@ -1,10 +1,8 @@
-"""RHO-LOSS: of a pool, train on the examples whose loss is highest above what a held-out model reaches on them.
+"""RHO-LOSS: pick a pool's examples that are still learnable, by their loss minus that of a model not trained on them.
 
 Mindermann et al. (2022), "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
-Algorithm 1. The irreducible losses come from a table that `python -m isbench.studies.irreducible_loss` writes from two
-models, each trained on one half of the training set and scored on the other (the paper's variant without holdout data),
-so that this method trains on the same N examples as all others. The table is made once and outside the clock, as in the
-paper; whoever compares seconds should add its own.
+Algorithm 1, the variant without holdout data. `python -m isbench.studies.irreducible_loss` makes the table of
+irreducible losses, outside the clock as in the paper.
 """
 
 import pickle
@@ -20,17 +18,15 @@ from isbench.types import Draw
 class RhoLoss(Sampler):
     """Train on the b examples of a pool with the highest reducible loss: loss minus irreducible loss.
 
-    Pools come from shuffled passes and are scored in evaluation mode, on the views that are trained on; irreducible
-    losses are of the un-augmented image. Without a table the irreducible loss is 0: this is then not RHO-LOSS but the
-    paper's "train loss" baseline, the b highest losses of a pool.
+    Pools come from shuffled passes and are scored in evaluation mode, on the views that are trained on.
 
     Args:
-        table: file with a tensor (N,) of irreducible losses; null is zero.
-        pool_size: n_B; null is 10 b, the paper's share of 0.1.
+        table: file with a tensor (N,) of irreducible losses. null is zero: the paper's "train loss" baseline.
+        pool_size: n_B; null is 10 b, as in the paper.
 
     Estimator: biased (towards high reducible loss)
     Memory: 12 bytes per example, the order of the pass included
-    Cost: a forward pass of the pool per update
+    Cost: a forward pass over the pool per update
     Host reads: 0 per update
     """
 

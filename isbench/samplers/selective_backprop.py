@@ -1,17 +1,19 @@
-"""Selective backprop: look at candidates, keep the surprising ones, train when a batch of them has gathered.
+"""Selective backprop: score candidates, keep those with a high loss, and train when a batch of them has gathered.
 
-Jiang et al. (2019), "Accelerating Deep Learning by Focusing on the Biggest Losers": a candidate is selected with
-probability CDF(loss) ** beta, with the CDF of the last R losses looked at. Deviations: candidates are scored in
-evaluation mode; the queue of selected examples is carried over the end of an epoch rather than trained on as a smaller
-batch; the first, unselective pass is not scored, which changes nothing but its cost.
+Jiang et al. (2019), "Accelerating Deep Learning by Focusing on the Biggest Losers". Deviations:
+
+- candidates are scored in evaluation mode;
+- selected examples wait across the end of an epoch, where the authors train a smaller batch;
+- the first pass is not scored, since it selects everything.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler, assign
 from isbench.types import Batch, Draw
 
@@ -22,20 +24,19 @@ def percentile(history: Tensor, losses: Tensor) -> Tensor:
 
 
 class SelectiveBackprop(Sampler):
-    """Select each candidate with probability percentile(loss) ** beta; train on full batches of what was selected.
+    """Select each candidate with probability percentile(loss) ** beta, among the last R losses; train on full batches.
 
-    Candidates come from shuffled passes. Their own losses enter the history before their percentiles are read. The view
-    that was scored is the view that is trained on. For losses that do not change, 1 / (beta + 1) of the candidates are
-    selected. A loss that is NaN is always selected; and a draw that has looked at N candidates without filling its
-    batch (all losses equal: nothing lies strictly below) selects every further one. So nothing can hang the run.
+    Candidates come from shuffled passes and are trained on in the view that was scored. If losses do not change, 1 /
+    (beta + 1) of the candidates are selected. A loss that is NaN is always selected, as is everything in a draw that
+    has scored N candidates without filling its batch.
 
     Args:
         beta: selectivity; 0 selects everything.
         history_size: R.
-        pool_size: candidates looked at together; null is the batch size.
-        priming_passes: passes over the data at the start in which everything is selected.
+        pool_size: candidates scored together; null is b.
+        priming_passes: passes at the start in which everything is selected.
         staleness: an example is scored in one pass out of this many, and its last loss used in the others (the paper's
-            Stale-SB); 1 scores always.
+            Stale-SB).
 
     Estimator: biased (towards examples with a high loss)
     Memory: 8 bytes per example, the order of the pass, and 4 more if staleness > 1; up to b + pool_size queued inputs
@@ -49,20 +50,13 @@ class SelectiveBackprop(Sampler):
 
     def __init__(
         self,
-        beta: float = 3.0,
-        history_size: int = 1024,
-        pool_size: int | None = None,
-        priming_passes: int = 1,
-        staleness: int = 1,
+        beta: Annotated[float, Ge(0)] = 3.0,
+        history_size: Annotated[int, Ge(1)] = 1024,
+        pool_size: Annotated[int, Ge(1)] | None = None,
+        priming_passes: Annotated[int, Ge(0)] = 1,
+        staleness: Annotated[int, Ge(1)] = 1,
     ):
         super().__init__()
-        if not beta >= 0:
-            raise ConfigError(f"sampler.beta={beta}: must be at least 0")
-        if priming_passes < 0:
-            raise ConfigError(f"sampler.priming_passes={priming_passes}: must be at least 0")
-        for key, value in {"history_size": history_size, "pool_size": pool_size, "staleness": staleness}.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"sampler.{key}={value}: must be at least 1")
         self.beta = beta
         self.history_size = history_size
         self.pool_size = pool_size

@@ -1,38 +1,33 @@
-"""SGD-S: plain passes first, then passes resampled by loss over a data set that loses its easiest tenth each time.
+"""SGD-S: plain passes, then passes that draw by loss from a training set without its easiest examples.
 
-Zakka (2018), the blog post "SGD on Steroids", section Mini-Batch Resampling. The post's text and listing are followed
-where its published scripts differ: the losses that start the resampling are those of the last plain pass; draws are
-mapped to training examples through the list of kept ones; losses are remembered by example, not by place in the stream.
-Where text and listing differ (the text drops examples at the end of a resampled pass, the listing before its sampler is
-made), the listing is followed, so the first resampled pass already lacks the lowest tenth.
+Zakka (2018), the blog post "SGD on Steroids", section Mini-Batch Resampling. docs/samplers.md says what is followed
+where the post's text, listing and scripts differ.
 """
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from isbench.errors import ConfigError
 from isbench.samplers.base import EpochSampler, Signals, assign, categorical
 from isbench.types import Draw
 
-ORDERS = ("shuffled", "sequential")
-
 
 class SGDS(EpochSampler):
-    """Resample each pass by loss over the kept examples; drop the lowest losses, bring some dropped ones back.
+    """Before each resampled pass, drop the lowest losses and bring some dropped examples back; then draw in proportion
+    to loss.
 
-    A resampled pass over m kept examples first drops the int(drop m) with the lowest remembered loss, adds back
-    int(restore m) chosen at random among all that are dropped, and then draws as many times as there are kept ones,
-    with replacement, in proportion to the remembered losses. Losses come from the training forward; an example that
-    has none yet (the last few of a single plain pass) counts as log C, the loss of a guess. The post's scripts train
-    resampled passes with batches of 128 after plain ones of 64; here one batch size serves both.
+    Of m kept examples, int(drop m) with the lowest last training losses go, and int(restore m) of all dropped ones,
+    chosen at random, come back. A pass draws as many as are kept, with replacement. An example without a loss yet
+    counts as log C, the loss of a guess.
 
     Args:
         transient_passes: plain passes at the start.
-        order: of the plain passes, "shuffled" or "sequential" (the post's baseline).
+        order: of the plain passes (the post's baseline: sequential).
         drop: share of the kept examples dropped before each resampled pass.
-        restore: share of the kept examples brought back then.
+        restore: share of them brought back.
 
     Estimator: biased (towards examples with a high loss)
     Memory: 24 bytes per example, the order of the pass included
@@ -45,16 +40,14 @@ class SGDS(EpochSampler):
     losses: Tensor  # (N,)
     order: Tensor  # (N,) the kept examples, then the dropped ones
 
-    def __init__(self, transient_passes: int = 2, order: str = "shuffled", drop: float = 0.1, restore: float = 0.01):
+    def __init__(
+        self,
+        transient_passes: Annotated[int, Ge(1)] = 2,
+        order: Literal["shuffled", "sequential"] = "shuffled",
+        drop: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        restore: Annotated[float, Ge(0), Le(1)] = 0.01,
+    ):
         super().__init__()
-        if transient_passes < 1:
-            raise ConfigError(f"sampler.transient_passes={transient_passes}: at least 1 is needed to learn the losses")
-        if order not in ORDERS:
-            raise ConfigError(f"sampler.order={order}: choose one of {', '.join(ORDERS)}")
-        if not 0 <= drop < 1:
-            raise ConfigError(f"sampler.drop={drop}: must be at least 0 and less than 1")
-        if not 0 <= restore <= 1:
-            raise ConfigError(f"sampler.restore={restore}: must be between 0 and 1")
         self.transient_passes = transient_passes
         self.transient_order = order
         self.drop = drop

@@ -1,7 +1,4 @@
-"""Uniform sampling, the baseline of every comparison: shuffled passes, or independent draws with replacement.
-
-Weights are 1.
-"""
+"""Uniform sampling, the baseline of every comparison."""
 
 import torch
 from torch import Tensor
@@ -11,10 +8,10 @@ from isbench.types import Draw
 
 
 class Uniform(Sampler):
-    """Draw every example equally often.
+    """Draw every example equally often, in shuffled passes, with weights 1.
 
     Args:
-        replacement: draw independently from the whole set instead of passing over it in shuffled order.
+        replacement: draw independently from the whole set instead.
 
     Estimator: unbiased
     Memory: 8 bytes per example, the order of the pass; none with replacement
