@@ -148,4 +148,4 @@ def test_warm_up_is_uniform() -> None:
 )
 def test_bad_values(key: str, value: str | float) -> None:
     with pytest.raises(ConfigError, match=f"sampler.{key}={value}"):
-        ActiveBias(**{"score": "difficulty", key: value})  # type: ignore[arg-type]
+        build_parts(*TINY, "sampler=p_sgd", f"sampler.{key}={value}")

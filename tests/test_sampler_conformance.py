@@ -28,7 +28,7 @@ EXAMPLE = "my_method"
 
 @pytest.fixture(params=[*SAMPLERS, EXAMPLE])
 def sampler(request, tmp_path: Path, monkeypatch) -> str:
-    """Return a choice of conf/sampler; that of CONTRIBUTING.md is put in place as printed there."""
+    """Return a choice of conf/sampler; the example of CONTRIBUTING.md is put in place as printed."""
     if request.param == EXAMPLE:
         text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
         code, choice = (
@@ -117,18 +117,18 @@ def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
         assert not same_state(whole, second), stream
 
 
-def test_looking_changes_nothing(sampler: str) -> None:
+def test_evaluating_changes_nothing(sampler: str) -> None:
     overrides = tiny_overrides(sampler)
     plain, watched = build_parts(*overrides), build_parts(*overrides)
     train_parts(plain, points=1)
 
-    def look(rate: float, gain: float) -> None:
+    def evaluate(rate: float, gain: float) -> None:
         watched.sampler.diagnostics()
         watched.model.eval()
         watched.model(watched.dataset.test_inputs)
         watched.model.train()
 
-    train_parts(watched, look, points=40)
+    train_parts(watched, evaluate, points=40)
     assert same_state(plain, watched)
 
 

@@ -98,4 +98,4 @@ def test_pruning_stops_at_its_share_of_the_budget() -> None:
 @pytest.mark.parametrize(("key", "value"), [("prune", 1.0), ("prune", -0.1), ("stop", 1.5)])
 def test_bad_values(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"sampler.{key}={value}"):
-        InfoBatch(**{key: value})
+        build_parts(*TINY, "sampler=infobatch", f"sampler.{key}={value}")

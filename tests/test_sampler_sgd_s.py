@@ -112,4 +112,4 @@ def test_the_kept_set_never_empties() -> None:
 )
 def test_bad_values(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"sampler.{key}={value}"):
-        SGDS(**{key: value})  # type: ignore[arg-type]
+        build_parts(*TINY, "sampler=sgd_s", f"sampler.{key}={value}")

@@ -1,12 +1,12 @@
 """The sampler contract, and the helpers that samplers share.
 
-A sampler decides which examples the next update trains on and with which weights. It sees a `Workspace` and nothing
-else of the program. One contract carries every family of methods:
+A sampler decides which examples the next update trains on and with which weights. It sees its `workspace` and nothing
+else of the program. One contract serves every family of methods:
 
-- forward-all-backward-some and full refreshes of a history are work inside `draw`, timed like anything else;
-- what a history method needs comes back from the training forward, already paid for, in `observe`;
-- weights that depend on the training forward itself are changed in `reweight`, between forward and backward;
-- a method whose update is worth more than one uniform update says so in `gain`.
+- `draw` does all work before an update, such as scoring a pool or refreshing a history; it is on the clock;
+- `observe` receives signals of the training forward pass, which cost nothing extra, for methods that learn from them;
+- `reweight` changes the weights between forward and backward pass, for methods whose weights depend on the former;
+- `gain` says how many uniform updates an update is worth.
 
 State that must survive a resume is registered as buffers in `allocate`, or named in `remembers`.
 """
@@ -28,9 +28,9 @@ Signals = Mapping[str, Tensor]
 class Sampler(nn.Module):
     """One way of choosing examples. A subclass must write `draw`; all else is optional."""
 
-    observes: tuple[str, ...] = ()  # signals wanted from the training step
-    remembers: tuple[str, ...] = ()  # attributes, besides buffers, that must survive a resume: see `get_extra_state`
-    weighted_norm: bool = False  # batch statistics weighted by the draw's weights
+    observes: tuple[str, ...] = ()  # the signals that the training step returns
+    remembers: tuple[str, ...] = ()  # attributes, besides buffers, that a checkpoint holds: see `get_extra_state`
+    weighted_norm: bool = False  # whether the draw's weights also weight the statistics of batch norm
     moves_to_device: bool = True  # False: each buffer stays where `allocate` makes it
 
     workspace: Workspace
@@ -46,9 +46,9 @@ class Sampler(nn.Module):
         """Check sizes and register buffers. Raise `ConfigError` or `Incompatible` if the method cannot be used."""
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
-        """Go, untimed, through all that an update may come to, so that no clock pays for first calls.
+        """Call everything that an update may call once, before the clock starts.
 
-        `take_update` takes one whole update with this sampler. Every trace in the run's state is undone.
+        `take_update` takes one whole update with this sampler. The run's state is put back afterwards.
         """
         for _ in range(2):
             take_update()
@@ -58,14 +58,14 @@ class Sampler(nn.Module):
         raise NotImplementedError
 
     def reweight(self, draw: Draw, signals: Signals) -> Tensor:
-        """Return the weights (n,) to train with: pure, without host reads, between forward and backward."""
+        """Return the weights (n,) to train with. Called between forward and backward pass: pure, no host reads."""
         return draw.weights
 
     def observe(self, draw: Draw, signals: Signals) -> None:
-        """Learn from the batch just passed through the model. Parameters are not yet updated."""
+        """Learn from the signals of the forward pass. The model's parameters are not yet updated."""
 
     def observed(self, name: str, draw: Draw, signals: Signals) -> Tensor:
-        """Return a signal of the batch just trained on (n,); one that is no by-product of training is paid for."""
+        """Return a signal (n,) of the batch that is trained on, scored anew where training does not give it."""
         return signals[name] if name in signals else self.workspace.score(draw.batch, name)
 
     def gain(self) -> float:
@@ -124,16 +124,16 @@ def _stored(value: Any) -> Any:
 
 
 class LateReading:
-    """A number on the device that the host reads one update late, so that it never waits for work in progress.
+    """A number on the device that the host reads one update late, so that reading never waits for the device.
 
-    `push` once per update; `value` is what was pushed by the update before the last.
+    `push` is called once per update; `value` returns what the update before the last has pushed.
     """
 
     def __init__(self, first: float):
         self.fill(first)
 
     def fill(self, value: float) -> None:
-        """Forget what was pushed; read `value` instead."""
+        """Make `value` what the next reads return."""
         self._before_last = self._last = _Copy(torch.tensor(value, dtype=torch.float64))
 
     def push(self, number: Tensor) -> None:
@@ -141,7 +141,7 @@ class LateReading:
         self._before_last, self._last = self._last, _Copy(number)
 
     def value(self) -> float:
-        """Return the number pushed by the update before the last. One host read."""
+        """Return the number that the update before the last has pushed. One host read."""
         return self._before_last.wait()
 
     def state_dict(self) -> list[float]:
@@ -202,10 +202,9 @@ class EpochSampler(Sampler):
 
 
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
-    """Return `values` (k,) with each replaced by that of the last position holding the same index (k,).
+    """Return `values` (k, ...), where all positions with the same index (k,) have the value of the last of them.
 
-    Draws with replacement repeat examples. Writing `state[indices] = last_of_repeats(indices, values)` gives the same
-    state in whatever order a device writes.
+    Draws with replacement repeat examples. With these values, the order in which a device writes does not matter.
     """
     ordered, positions = indices.sort(stable=True)
     ends = torch.searchsorted(ordered, indices, right=True) - 1
@@ -213,18 +212,17 @@ def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:
 
 
 def assign(state: Tensor, indices: Tensor, values: Tensor) -> None:
-    """Write `values` (k, ...) into `state` (N, ...) at `indices` (k,); of an index that repeats, the last counts."""
+    """Write `values` (k, ...) into `state` (N, ...) at `indices` (k,). Of a repeated index the last value stays."""
     state[indices] = last_of_repeats(indices, values)
 
 
 def categorical(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw `k` positions with replacement, proportionally to `scores` (n,), non-negative.
+    """Draw `k` positions with replacement, in proportion to `scores` (n,), which are not negative.
 
-    Returns positions (k,) int64 and the probabilities (k,) float64 with which they were drawn. Scores are rounded to
-    integer counts, whose cumulative sum does not depend on the order of addition; the probability returned is that of
-    the rounded scores, so weights built on it are unbiased for what was really drawn. A score that rounds to zero is
-    never drawn; if all scores are zero the draw is uniform. A score that is not finite makes every returned
-    probability NaN, which closes the run as diverged, without a host read here.
+    Returns the positions (k,) int64 and their probabilities (k,) float64. Scores are rounded to integer counts, whose
+    cumulative sum does not depend on the order of addition. The probabilities belong to the rounded scores, so weights
+    made from them are unbiased. A score that rounds to zero is never drawn; if all are zero, the draw is uniform. A
+    score that is not finite makes all returned probabilities NaN, which ends the run as diverged.
     """
     n = scores.shape[0]
     bits = min(40, 61 - n.bit_length())  # the sum of n counts of up to 2**bits stays below 2**62

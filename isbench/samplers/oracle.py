@@ -36,7 +36,7 @@ def gain_ratio(norms: Tensor, mean_norm: Tensor, objective_norm: Tensor, batch_s
 class Oracle(Sampler):
     """Draw in proportion to all gradient norms, with weights 1 / (N p), and raise the learning rate by the gain ratio.
 
-    Norms and gain ratio (equation 6) are those of the last refresh, in evaluation mode, un-augmented or of each slot's
+    Norms and gain ratio (equation 6) belong to the last refresh, in evaluation mode, un-augmented or of each slot's
     view.
 
     Args:

@@ -163,7 +163,7 @@ class ConstantTime(GatedPresample):
 
     Estimator: unbiased
     Memory: 0 bytes per example
-    Cost: that of a uniform update, and on a GPU a little time for new batch sizes
+    Cost: as much as a uniform update, and on a GPU a little time for new batch sizes
     Host reads: 1 per update (whether to presample), without stalling the GPU
     """
 
@@ -184,7 +184,7 @@ class ConstantTime(GatedPresample):
 
 
 class ConstantVariance(GatedPresample):
-    """Train on fewer examples, with the variance of the gradient near that of a uniform batch of b.
+    """Train on fewer examples, while the gradient's variance stays near a uniform batch's.
 
     Once presampling starts, the fraction 1 / tau + `extra_fraction` of a scored uniform batch trains. The gate opens
     where that is below 2/3, which pays for the scoring.

@@ -52,9 +52,9 @@ def fit_schedule(num_examples: int, fit_examples: int, batch_size: int) -> tuple
 class RAIS(Sampler):
     """Draw with p_i proportional to <c, s_i> + k <d, s_i> (Proposition 4.1), and weights 1 / (N p_i).
 
-    <c, s_i> predicts example i's norm from those of its past training steps; <d, s_i> is how uncertain that is. Both
-    lie in a sum tree on the host. If the augmentation moves the image, the offset is a feature too, and the view of an
-    example's next visit is drawn and stored at each visit.
+    <c, s_i> predicts example i's norm from the norms of its past training steps; <d, s_i> is how uncertain that is.
+    Both lie in a sum tree on the host. If the augmentation moves the image, the offset is a feature too, and the view
+    of an example's next visit is drawn and stored at each visit.
 
     Args:
         fit_examples: |D|, the recent rows that c and d are fitted to, every ceil(|D| / b) updates.
@@ -235,12 +235,12 @@ class RAIS(Sampler):
         return self.tree.draw_at(masses.mul_(total), scales=(1.0, k))
 
     def _average(self, weights: Tensor, signals: Signals) -> None:
-        """Move the moments towards those of this batch."""
+        """Move the averages of R and of b (U1 - R1) towards this batch."""
         norms, whole = (signals[name].cpu().numpy() for name in (self.gain_norm, "gradient_norm"))
         average(self._averages, self.smoothing, whole.item(), weights.numpy(), norms)
 
     def _calibrate(self, draw: Draw) -> None:
-        """Move the unit of the recorded norms towards that of the first few examples of this batch, as reweighted."""
+        """Move the averages behind kappa towards the first few examples of this batch, with their weights."""
         few = torch.arange(min(self.calibration_examples, len(draw.batch)), device=draw.weights.device)
         batch, weights = draw.batch.take(few), draw.weights[few].double()
         squares = [self.workspace.score(batch, signal).double().square() for signal in (FULL_GRADIENT, NORM)]

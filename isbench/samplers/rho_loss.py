@@ -1,4 +1,4 @@
-"""RHO-LOSS: pick a pool's examples that are still learnable, by their loss minus that of a model not trained on them.
+"""RHO-LOSS: pick a pool's examples that are still learnable: their loss is above that of a model not trained on them.
 
 Mindermann et al. (2022), "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt",
 Algorithm 1, the variant without holdout data. `python -m isbench.studies.irreducible_loss` makes the table of

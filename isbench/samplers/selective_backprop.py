@@ -70,7 +70,7 @@ class SelectiveBackprop(Sampler):
         if self.staleness > 1:
             self.register_buffer("cached", torch.zeros(self.workspace.num_examples))
         self._queue: Batch | None = None
-        self._candidates = 0  # looked at so far
+        self._candidates = 0  # seen so far
         self._selected = 0
         self._recorded = 0  # losses written to the ring so far
 
@@ -80,12 +80,12 @@ class SelectiveBackprop(Sampler):
 
     def draw(self) -> Draw:
         workspace = self.workspace
-        b, looked = workspace.batch_size, 0
+        b, seen = workspace.batch_size, 0
         queue = self._queue
         while queue is None or len(queue) < b:
-            selected = self._select(everything=looked >= workspace.num_examples)
+            selected = self._select(everything=seen >= workspace.num_examples)
             queue = selected if queue is None else queue.join(selected)
-            looked += self._size
+            seen += self._size
         positions = torch.arange(len(queue), device=workspace.device)
         self._queue = queue.take(positions[b:])
         return Draw(queue.take(positions[:b]), torch.ones(b, device=workspace.device))

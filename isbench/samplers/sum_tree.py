@@ -41,7 +41,7 @@ class SumTree(nn.Module):
         while rows[-1] > 1:
             rows.append(-(-rows[-1] // FAN_OUT))
         sizes = [FAN_OUT * count for count in rows]
-        self._starts = np.cumsum([0, *sizes])  # of the levels; the last is that of the total
+        self._starts = np.cumsum([0, *sizes])  # where each level starts; the last is the total
         self.register_buffer("nodes", torch.zeros(num_sets, sum(sizes) + 1, dtype=torch.float64))
         self.register_buffer("zero", torch.zeros((), dtype=torch.float64), persistent=False)
 

@@ -2,11 +2,11 @@
 
 Johnson and Guestrin (2018), "Training Deep Models Faster with Robust, Approximate Importance Sampling", section 4.
 With features s of an example, <c, s> predicts its gradient norm v and <d, s> is how uncertain that is:
-Q(s, v) = (<c, s> - v)^2 / <d, s>, and the set is all norms whose mean Q over the data is at most 1. The solver is our
-own; that of the paper is not in its main text.
+Q(s, v) = (<c, s> - v)^2 / <d, s>, and the set holds all norms whose mean Q over the data is at most 1. The solver is
+our own, since the paper's main text gives none.
 
-All arrays are NumPy's: a few numbers of some hundred examples, or a fit of some ten variables, are a matter of
-microseconds for compiled loops on the host, and of one launch after the other for tensors, wherever they are.
+All arrays are NumPy's. Compiled loops on the host take microseconds for a few numbers of some hundred examples, or for
+a fit of some ten variables; tensors would take one kernel launch after the other.
 """
 
 import numpy as np
@@ -127,8 +127,8 @@ def weigh(
 ) -> None:
     """Write, of the examples at `indices` (n,), weights and largest inliers into `numbers` (2, n).
 
-    A weight is `mean`, that of v over the training set, by v. The largest inlier is the norm above <c, s> at which Q
-    equals `threshold`.
+    A weight is `mean`, the mean of v over the training set, divided by v. The largest inlier is the norm above <c, s>
+    at which Q equals `threshold`.
 
     Args:
         predictions: <c, s> and <d, s> of all examples (2, N).
@@ -144,9 +144,9 @@ def fit(features: ArrayLike, norms: ArrayLike, weights: ArrayLike, mean_features
 
         minimise <d, mean_features>   over c, d >= 0   subject to   mean(weights * Q(features, norms)) <= 1
 
-    The constraint function H is convex in (c, d) and H(c, r d) = H(c, d) / r. So the solution is, up to the scale of d,
-    that of: minimise <d, mean_features> + H over c, d >= 0; then d H meets the constraint with equality. A primal-dual
-    interior-point method (Mehrotra 1992) with exact Hessians takes about 10 iterations from a cold start; bounded
+    The constraint function H is convex in (c, d) and H(c, r d) = H(c, d) / r. So up to the scale of d the solution also
+    minimises <d, mean_features> + H over c, d >= 0; then d H meets the constraint with equality. A primal-dual
+    interior-point method (Mehrotra 1992) with exact Hessians takes about 10 iterations from a cold start. Bounded
     L-BFGS takes as long and at times stops early, since the features are nearly collinear. A d whose feature is zero on
     the whole training set is 0. Values that are not finite give NaN.
 

@@ -1,6 +1,6 @@
-"""What a sampler may touch: indices, views, examples, scores, and one stream of random numbers.
+"""What a sampler sees of a run: examples, their scores by the model, progress, and a stream of random numbers.
 
-Every forward pass made for choosing examples goes through here and is counted.
+Every forward pass that a sampler asks for goes through here and is counted. Collaborators are private.
 """
 
 import statistics
@@ -100,7 +100,7 @@ class Workspace:
         return self._dataset.draw_views(k, self._streams.augmentation)
 
     def view_offset(self, views: Tensor) -> Tensor | None:
-        """Return how far each view (n, V) moves the image, in pixels (n,), or None where nothing is moved."""
+        """Return how far each view (n, V) moves the image, in pixels (n,), or None if the augmentation moves none."""
         return self._dataset.view_offset(views)
 
     def fetch(self, indices: Tensor, views: Tensor | None = None) -> Batch:
@@ -125,15 +125,16 @@ class Workspace:
         return self._ranks.gather({signal: part_scores}, len(batch))[signal]
 
     def score_dataset(self, signal: str) -> Tensor:
-        """Return a per-example signal of the whole training set, (N,): un-augmented, or as each slot's view."""
+        """Return a per-example signal of the whole training set, (N,): un-augmented, or in the stored views."""
         scores = []
         for start in range(0, self.num_examples, self._score_chunk):
             indices = torch.arange(start, min(start + self._score_chunk, self.num_examples), device=self.device)
-            scores.append(self.score(self._look_at(indices), signal))
+            no_views = torch.empty(len(indices), 0, device=self.device)
+            scores.append(self.score(self._shared(self._plain, indices, no_views), signal))
         return torch.cat(scores)
 
     def mean_gradient(self) -> list[Tensor]:
-        """Return the gradient of the training set's mean loss for each trainable parameter; examples as above."""
+        """Return the gradient of the training set's mean loss for each trainable parameter, as in `score_dataset`."""
         parameters = self._model.trainable()
         gradient = [torch.zeros_like(p) for p in parameters]
         self._model.eval()
@@ -151,10 +152,7 @@ class Workspace:
         return [parameter.detach() for parameter in self._model.trainable()]
 
     def seconds(self, function: Callable[[], object], calls: int = 9) -> float:
-        """Return the median seconds of a call, on the slowest rank, all work on the device included.
-
-        For warming up: it waits.
-        """
+        """Return the median seconds of a call on the slowest rank, work on the device included. It waits for that."""
         times = []
         for _ in range(calls):
             start = time.perf_counter()
@@ -172,18 +170,15 @@ class Workspace:
         self._order = None if order is None else order.to(self.device)
         self._cursor = state["cursor"]
 
-    def _look_at(self, indices: Tensor) -> Batch:
-        """Return examples without fresh randomness: in their fixed views, else un-augmented."""
-        return self._shared(self._plain, indices, torch.empty(len(indices), 0, device=self.device))
-
     def _plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
+        """Return examples without fresh randomness: in their stored views, else un-augmented."""
         if self.stored_views is not None:
             return self._dataset.fetch(indices, None)
         inputs, targets = self._dataset.plain(indices)
         return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
 
     def _shared(self, fetch: Callable[[Tensor, Tensor | None], Batch], indices: Tensor, views: Tensor | None) -> Any:
-        """Return examples, fetched; where several ranks share them, once each knows which part it needs."""
+        """Return fetched examples, or where several ranks share them, a batch of which each fetches its part."""
         if self._ranks.size == 1:
             return fetch(indices, views)
         if views is None:

@@ -1,7 +1,7 @@
-"""One training step in two calls: the gradient, and the update.
+"""One training step in two calls: the gradient, and the optimizer's update.
 
-Between forward and backward the sampler may change the weights; between the two calls it learns from the batch. Weights
-and the loss are float32 whatever the precision of the model, since importance weights can reach thousands.
+Between forward and backward pass the sampler may change the weights; between the two calls it learns from the batch.
+Weights and loss are float32 in every precision of the model, since importance weights can reach thousands.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ class TrainStep:
         reweight: gives the weights (n,) to train with, from a draw and the observed signals. It is captured in the
             engine's graphs, if there are any.
         observes: names of the signals to return from each step.
-        clip_norm: largest gradient norm, or None. Applied to the weighted gradient, alike for all methods.
-        ranks: who shares the batch.
-        sync_norm: take the statistics of weighted batch norm over all of it.
+        clip_norm: the largest norm of the weighted gradient, or None.
+        ranks: the processes that share the batch.
+        sync_norm: take the statistics of weighted batch norm over the whole batch, not over each process's part.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TrainStep:
         self.criterion = criterion
         self.optimizer = optimizer
         self.reweight = reweight
-        self.observes_loss = "loss" in observes  # which is at hand
+        self.observes_loss = "loss" in observes  # it is computed in any case
         self.example_signals = tuple(name for name in observes if name in PER_EXAMPLE and name != "loss")
         self.step_signals = tuple(name for name in observes if name in PER_STEP)
         self.clip_norm = clip_norm
