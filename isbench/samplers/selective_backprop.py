@@ -94,7 +94,7 @@ class SelectiveBackprop(Sampler):
         return {"selected_share": self._selected / max(1, self._candidates)}
 
     def _select(self, everything: bool) -> Batch:
-        """Look at one pool of candidates and return those selected."""
+        """Score one pool of candidates, if it is due, and return the selected ones."""
         workspace, n = self.workspace, self.workspace.num_examples
         start, self._candidates = self._candidates, self._candidates + self._size
         to_prime = self.priming_passes * n - start

@@ -1,8 +1,8 @@
 """A sum tree: draws proportional to N changing weights, and updates of some of them, without work over all N.
 
 The leaves hold the weights; a node of each level above holds the sum of a row of 16 nodes below it, up to a single
-node, the total. A draw looks a mass up in one row per level and an update adds one up: log16(N) rows of two cache
-lines, where a binary tree visits log2(N) nodes. A batch takes each level together, so that its cache misses overlap.
+node, the total. A draw searches one row per level, and an update adds one up: log16(N) rows of two cache lines, where a
+binary tree visits log2(N) nodes. A batch takes each level together, so that its cache misses overlap.
 
 On a CPU an operation is one compiled loop, elsewhere a few tensor operations per level. Both add in the same order and
 agree bit for bit. Sums are float64 and always recomputed from the nodes below: errors do not build up over updates.
