@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from isbench import loop
 from isbench.errors import ConfigError
-from isbench.training import loop, schedule
+from isbench.training import schedule
 from isbench.training.budget import Boundaries, Budget
 from isbench.training.clock import WallClock
 from isbench.types import Progress
@@ -18,12 +19,12 @@ def test_seconds_exclude_what_happens_at_boundaries() -> None:
     parts = build_parts(*tiny_overrides("uniform"))
     readings = []
 
-    def look(rate: float, gain: float) -> None:
+    def at_boundary(rate: float, gain: float) -> None:
         readings.append(parts.progress.seconds)
         for _ in range(1000):
-            parts.clock.now()  # time passes while we look
+            parts.clock.now()  # time passes
 
-    train_parts(parts, look, points=4)
+    train_parts(parts, at_boundary, points=4)
     # One reading starts the clock, one follows each update, one stops it at each boundary, one restarts it there.
     assert readings == [11, 22, 33, 44]
     assert parts.progress.seconds == 44

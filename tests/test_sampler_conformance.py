@@ -97,18 +97,18 @@ def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
 
 
 @every_sampler
-def test_looking_changes_nothing(sampler: str) -> None:
+def test_evaluating_changes_nothing(sampler: str) -> None:
     overrides = tiny_overrides(sampler)
     plain, watched = build_parts(*overrides), build_parts(*overrides)
     train_parts(plain, points=1)
 
-    def look(rate: float, gain: float) -> None:
+    def at_boundary(rate: float, gain: float) -> None:
         watched.sampler.diagnostics()
         watched.model.eval()
         watched.model(watched.dataset.test_inputs)
         watched.model.train()
 
-    train_parts(watched, look, points=40)
+    train_parts(watched, at_boundary, points=40)
     assert same_state(plain, watched)
 
 

@@ -1,8 +1,11 @@
-"""The protocol every network follows: a feature extractor and one linear head.
+"""The base class of all networks: a feature extractor and one linear head.
 
-Splitting them lets the last-layer signals (upper bound, last-layer gradient norm) come from one forward pass.
+The split lets one forward pass give the signals of the last layer (upper bound, last-layer gradient norm) too.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import Tensor, nn
 
 from isbench.types import Forward
@@ -15,6 +18,15 @@ class Classifier(nn.Module):
     """
 
     head: nn.Linear
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a layer is recurrent. Per-example gradients of such layers cannot be batched (by vmap)."""
+        return any(isinstance(module, nn.RNNBase) for module in self.modules())
+
+    def differentiable(self) -> AbstractContextManager:
+        """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
+        return torch.backends.cudnn.flags(enabled=False) if self.is_recurrent else nullcontext()
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return the input of the last linear layer, (n, D)."""

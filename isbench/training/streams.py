@@ -12,6 +12,11 @@ from torch import Tensor
 NAMES = ("order", "augmentation", "sampler")
 
 
+def fixed_subset(num_examples: int, count: int | None) -> Tensor:
+    """Return `count` random indices (all if None), the same in every run, in random order, on the CPU."""
+    return torch.randperm(num_examples, generator=torch.Generator().manual_seed(0))[:count]
+
+
 def derive_seed(seed: int, name: str) -> int:
     """Return a 63-bit seed that depends on the run's seed and the stream's name alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
