@@ -26,7 +26,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def evaluate(
     model: Classifier, criterion: CrossEntropy, chunks: Iterable[tuple[Tensor, Tensor]], ranks: Ranks = ALONE
 ) -> tuple[float, float]:
-    """Return mean loss and fraction wrong, in [0, 1], over all ranks' chunks of (inputs, targets)."""
+    """Return mean loss and error (the fraction wrong, in [0, 1]) over all ranks' chunks of (inputs, targets)."""
     totals = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)  # loss, wrong, examples
     with evaluation_mode(model):
         for inputs, targets in chunks:
