@@ -72,27 +72,29 @@ def kept(root: Path, side: int, test_share: float, cache_dir: Path, residency: R
             f"{memory / 1e9:,.1f} GB of memory; use dataset.residency=disk"
         )
 
-    def write(part: Path) -> Source:
-        number = {label: index for index, label in enumerate(tree.classes)}
-        unreadable = []
-        for images, split in ((tree.train, "train"), (tree.test, "test")):
-            unreadable += decode(images, part / f"{split}_inputs.npy", side)
-            targets = np.array([number[image.label] for image in images])
-            with growing(part / f"{split}_targets.npy", targets.shape, targets.dtype) as (file, done):
-                file.write(targets[done:].data)
-        if unreadable:
-            more = f" and {len(unreadable) - NUM_NAMED:,} more" if len(unreadable) > NUM_NAMED else ""
-            raise DataError(
-                f"{len(unreadable):,} of {len(tree.train) + len(tree.test):,} images cannot be read: "
-                f"{', '.join(unreadable[:NUM_NAMED])}{more}; replace or delete them"
-            )
-        provenance = f"images of {root.name}, {tree.split}, centre {side} x {side}"
-        arrays: dict[str, Any] = {name: map_array(part / f"{name}.npy") for name in ARRAYS}
-        return Source("image_folder", **arrays, num_classes=len(tree.classes), mean=(), std=(), provenance=provenance)
-
     folder = cache_dir / f"{root.name}-{side}-{digest(str(root), tree.split)[:8]}"
-    source = mapped(folder, tree.fingerprint(), write)
+    provenance = f"images of {root.name}, {tree.split}, centre {side} x {side}"
+    source = mapped(folder, tree.fingerprint(), lambda part: write(tree, side, provenance, part))
     return source if residency == "disk" else source.in_memory()
+
+
+def write(tree: ImageTree, side: int, provenance: str, part: Path) -> Source:
+    """Write the arrays of a tree to the folder `part`; return them, mapped."""
+    number = {label: index for index, label in enumerate(tree.classes)}
+    unreadable = []
+    for images, split in ((tree.train, "train"), (tree.test, "test")):
+        unreadable += decode(images, part / f"{split}_inputs.npy", side)
+        targets = np.array([number[image.label] for image in images])
+        with growing(part / f"{split}_targets.npy", targets.shape, targets.dtype) as (file, done):
+            file.write(targets[done:].data)
+    if unreadable:
+        more = f" and {len(unreadable) - NUM_NAMED:,} more" if len(unreadable) > NUM_NAMED else ""
+        raise DataError(
+            f"{len(unreadable):,} of {len(tree.train) + len(tree.test):,} images cannot be read: "
+            f"{', '.join(unreadable[:NUM_NAMED])}{more}; replace or delete them"
+        )
+    arrays: dict[str, Any] = {name: map_array(part / f"{name}.npy") for name in ARRAYS}
+    return Source("image_folder", **arrays, num_classes=len(tree.classes), mean=(), std=(), provenance=provenance)
 
 
 def find_images(root: Path, test_share: float) -> ImageTree:
