@@ -11,11 +11,10 @@ The norm of the loss gradient with respect to the logits is the upper-bound scor
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from isbench.models.heads import Classifier
 from isbench.types import Forward
 
 
@@ -83,7 +82,7 @@ def per_example(
 
 
 def per_example_gradient_norm(
-    model: Classifier, criterion: CrossEntropy, inputs: Tensor, targets: Tensor, max_elements: int | None = None
+    model: nn.Module, criterion: CrossEntropy, inputs: Tensor, targets: Tensor, max_elements: int | None = None
 ) -> Tensor:
     """Return the norm of each example's gradient over all trainable parameters, (n,).
 
@@ -91,9 +90,11 @@ def per_example_gradient_norm(
     whose caches make LeNet's norms 1.6 times faster than with 2^26, else 2^28, a gigabyte, since each chunk launches
     its kernels anew); with recurrent layers, one by one.
     """
-    if model.is_recurrent:  # vmap would loop over the examples too, 50 times slower than this loop
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        # vmap falls back to a loop of its own for these, 50 times slower than this one. cuDNN's refuse a backward pass
+        # in evaluation mode.
         trainable = [p for p in model.parameters() if p.requires_grad]
-        with model.differentiable():
+        with torch.backends.cudnn.flags(enabled=False):
             losses = (criterion(model(inputs[i : i + 1]), targets[i : i + 1])[0] for i in range(len(inputs)))
             norms = [torch._foreach_norm(torch.autograd.grad(loss, trainable)) for loss in losses]
         return torch.linalg.vector_norm(torch.stack([torch.stack(parts) for parts in norms]), dim=1)

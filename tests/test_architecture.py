@@ -24,7 +24,7 @@ SPINE = {
     "samplers": PARTS,
     "training": PARTS - {"training"},
     "data": FOOT,
-    "signals": {"models", "types"},
+    "signals": {"types", "models"},
     "models": {"types", "errors"},
     "recording": {"errors", "__init__"},
     "locks": {"errors"},

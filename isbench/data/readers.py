@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isbench.data import cache, image_tree, rotated
 from isbench.data.decoding import read_images, read_list
-from isbench.data.files import (
+from isbench.data.published import (
     CIFAR10_FILES,
     CIFAR100_FILES,
     FASHION_MNIST_FILES,

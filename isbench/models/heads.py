@@ -20,13 +20,13 @@ class Classifier(nn.Module):
     head: nn.Linear
 
     @property
-    def is_recurrent(self) -> bool:
-        """Whether a layer is recurrent. Per-example gradients of such layers cannot be batched (by vmap)."""
+    def has_recurrent_layers(self) -> bool:
+        """Whether gradients per example must be taken one by one, and with cuDNN off in evaluation mode."""
         return any(isinstance(module, nn.RNNBase) for module in self.modules())
 
-    def differentiable(self) -> AbstractContextManager:
-        """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
-        return torch.backends.cudnn.flags(enabled=False) if self.is_recurrent else nullcontext()
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters that take part in training."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return the input of the last linear layer, (n, D)."""
@@ -40,3 +40,7 @@ class Classifier(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (n, C)."""
         return self.run(inputs).logits
+
+    def differentiable(self) -> AbstractContextManager:
+        """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
+        return torch.backends.cudnn.flags(enabled=False) if self.has_recurrent_layers else nullcontext()

@@ -89,7 +89,7 @@ class GradientVariance(Probe):
 
 def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Tensor) -> list[Tensor]:
     """Return the gradient of mean(weights * losses) for each trainable parameter; positions (n,), weights (n,)."""
-    parameters = [p for p in parts.model.parameters() if p.requires_grad]
+    parameters = parts.model.trainable()
     gradient = [torch.zeros_like(p) for p in parameters]
     chunk = gradient_chunk(parts)
     with parts.model.differentiable():
