@@ -1,4 +1,4 @@
-"""Probes against slow versions of what they measure, one example at a time; and that measuring leaves no trace."""
+"""Probes against slow versions, one example at a time. Measuring leaves no trace."""
 
 import copy
 import itertools

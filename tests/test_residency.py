@@ -1,4 +1,4 @@
-"""Data sets in the memory of the host or on a disk: the same bits, the same run, a cache that is whole or not there."""
+"""Data sets in host memory or on a disk: the same bits and the same runs, and a cache that is whole or missing."""
 
 import json
 import mmap

@@ -1,4 +1,4 @@
-"""Selective backprop: chances, the queue, and what must never hang."""
+"""Selective backprop: selection probabilities, the queue, and loops that must end."""
 
 from functools import reduce
 from typing import Any
