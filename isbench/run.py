@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -107,23 +107,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@dataclass
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
 
-    def __init__(
-        self, config: RunConfig, folder: Path, parts: Parts, probe: Probe, ranks: Ranks, count_runs: Callable[[], int]
-    ):
-        self.config = config
-        self.folder = folder
-        self.parts = parts
-        self.probe = probe
-        self.ranks = ranks
-        self.count_runs = count_runs
-        self.record = Record(folder / "record.jsonl") if ranks.is_first else Unrecorded()
-        self.data_checksum = parts.source.checksum()
+    config: RunConfig
+    folder: Path
+    parts: Parts
+    probe: Probe
+    ranks: Ranks
+    count_runs: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        dataset = self.parts.dataset
+        self.progress = self.parts.progress
+        self.record = Record(self.folder / "record.jsonl") if self.ranks.is_first else Unrecorded()
+        self.data_checksum = self.parts.source.checksum()
         self.saved_at = time.monotonic()
-        subset = fixed_subset(parts.dataset.num_examples, config.evaluation.train_examples)
-        self.train_subset = subset.to(parts.dataset.device)
+        self.train_subset = fixed_subset(dataset.num_examples, self.config.evaluation.train_examples).to(dataset.device)
 
     def run(self) -> Outcome:
         """Resume if there is a checkpoint, train to the end of the budget, close the record."""
@@ -157,8 +158,8 @@ class Attempt:
         """Put the newest checkpoint in place, if there is one."""
         state = self.ranks.attempt(lambda: checkpoint.load(self.folder))
         try:
-            updates = state and state["parts"]["progress"]["updates"]
-            if len(set(self.ranks.list_all(updates))) > 1:
+            updates = None if state is None else state["parts"]["progress"]["updates"]
+            if not self.ranks.agree(updates):
                 raise UserError(
                     f"{self.folder}: not all processes see the same checkpoint; runs_dir must be a folder of all"
                 )
@@ -175,19 +176,19 @@ class Attempt:
             raise UserError(
                 f"{self.folder}: another version of isbench wrote its checkpoint; delete the folder to start again"
             ) from error
-        log.info("%s: continues after update %d", self.folder.name, self.parts.progress.updates)
+        log.info("%s: continues after update %d", self.folder.name, self.progress.updates)
 
     def begin(self) -> None:
         """Write this attempt's first row, and open the W&B mirror and the console."""
         config, parts, identity = self.config, self.parts, run_id(self.config)
         rows = effective_rows(read_rows(self.folder / "record.jsonl"))
-        earlier = [row for row in rows if row["updates"] <= parts.progress.updates]
+        earlier = [row for row in rows if row["updates"] <= self.progress.updates]
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
-        self.boundaries = Boundaries(parts.budget, config.evaluation.points, parts.progress, self.ranks)
+        self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
         self.append(
             "start",
             time=now(),
-            resumed_at=parts.progress.updates,
+            resumed_at=self.progress.updates,
             run_id=identity,
             config=recorded(config),
             num_parameters=num_parameters(parts.model),
@@ -218,7 +219,7 @@ class Attempt:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
         with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
-            if parts.progress.updates == 0:
+            if self.progress.updates == 0:
                 self.evaluate(parts.rate(0.0), 1.0)
             train(
                 parts.sampler,
@@ -226,28 +227,28 @@ class Attempt:
                 parts.rate,
                 parts.budget,
                 self.boundaries,
-                parts.progress,
+                self.progress,
                 parts.clock,
                 self.at_boundary,
             )
 
     def at_boundary(self, learning_rate: float, gain: float) -> None:
         """Evaluate, record and save as far as each is due. The clock is paused."""
-        rates = self.parts.step.report(self.parts.progress.updates)
+        rates = self.parts.step.report(self.progress.updates)
         self.check_ranks()
         self.append("rate", updates=list(rates), learning_rate=list(rates.values()))
-        if self.boundaries.take_evaluation(self.parts.progress):
+        if self.boundaries.take_evaluation(self.progress):
             self.evaluate(learning_rate, gain)
         is_due = time.monotonic() - self.saved_at >= self.config.checkpoint.seconds
         if self.boundaries.is_stopping or self.ranks.first(is_due):
             self.save()
         if self.boundaries.is_stopping:
-            raise Interrupted(f"{self.folder.name}: stopped after update {self.parts.progress.updates}")
+            raise Interrupted(f"{self.folder.name}: stopped after update {self.progress.updates}")
         gc.collect()
 
     def evaluate(self, learning_rate: float, gain: float) -> None:
         """Append a row with the model's losses and errors, then the rows of the probe."""
-        parts, progress = self.parts, self.parts.progress
+        parts, progress = self.parts, self.progress
         train_loss, test_loss, test_error = self.losses()
         row = self.append(
             "evaluation",
@@ -298,11 +299,10 @@ class Attempt:
     def check_ranks(self) -> None:
         """Raise UserError unless all ranks hold the same model; equal draws and gradients keep it the same."""
         if self.ranks.size > 1:
-            progress, parameters = self.parts.progress, list(self.parts.model.parameters())
-            total = torch.stack([parameter.detach().double().sum() for parameter in parameters]).sum()
-            if len(set(self.ranks.list_all((progress.examples_scored, repr(float(total)))))) > 1:
+            total = torch.stack([p.detach().double().sum() for p in self.parts.model.parameters()]).sum()
+            if not self.ranks.agree((self.progress.examples_scored, repr(float(total)))):
                 raise UserError(
-                    f"{self.folder.name}: after update {progress.updates} the processes hold different models; "
+                    f"{self.folder.name}: after update {self.progress.updates} the processes hold different models; "
                     "numerics=reproducible keeps them alike"
                 )
 

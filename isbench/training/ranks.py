@@ -7,7 +7,7 @@ DistributedDataParallel averages the gradients.
 """
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -128,6 +128,10 @@ class Ranks:
             values = [value] * self.size
             dist.all_gather_object(values, value)
         return values
+
+    def agree(self, value: Hashable) -> bool:
+        """Say whether all ranks have the same value."""
+        return len(set(self.list_all(value))) == 1
 
     def attempt(self, function: Callable[[], Anything]) -> Anything:
         """Call a function. If it raises on one rank, raise on all, so that no rank waits for another in vain."""
