@@ -45,7 +45,7 @@ class SharedBatch:
         return SharedBatch(self.indices[positions], self.targets[positions], self.views[positions], self.fetch)
 
     def join(self, other: "SharedBatch") -> "SharedBatch":
-        """Return these examples and then those of another batch."""
+        """Return these examples, followed by the other batch."""
         return SharedBatch(
             torch.cat([self.indices, other.indices]),
             torch.cat([self.targets, other.targets]),
