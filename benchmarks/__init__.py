@@ -1,4 +1,4 @@
-"""What isbench costs, measured beside what it stands for: `python -m benchmarks [theme ...] [--quick]`, `make bench`.
+"""Measures what isbench costs: `python -m benchmarks [theme ...] [--quick]`, or `make bench`.
 
-A module here is a theme: its docstring says what is compared, its `rows(device, quick)` yields the measurements.
+A theme is a module here. Its docstring says what it compares, and its `rows(device, quick)` yields the measurements.
 """

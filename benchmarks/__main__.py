@@ -1,4 +1,4 @@
-"""Run themes, each in a process of its own, and merge what they find into results/benchmarks."""
+"""Run themes, each in a process of its own, and merge their measurements into results/benchmarks."""
 
 import argparse
 import importlib

@@ -1,10 +1,10 @@
-"""End to end, an epoch or a few of LeNet with b=128: isbench beside the loops that a user would otherwise write.
+"""A few epochs of LeNet, b=128, from start to end: isbench beside the loops that a user would otherwise write.
 
-Each contestant starts from files and ends with the test error of the trained model, all in one process and in turns,
-with all cores. isbench does what `python -m isbench` does from a composed configuration on: it reads the data, builds
-and warms up, trains, evaluates before and after, writes its record. The loops use torchvision's data set with ToTensor
-and Normalize in a DataLoader. Real MNIST and CIFAR-10 where $ISBENCH_DATA has them, else the 5,000 digits of mnist5k.
-Start-up of the process is a theme of its own. torchrl and composer take part where they are installed.
+Each contestant starts from files and ends with the test error of the trained model. They take turns in one process and
+use all cores. isbench does everything after composing its configuration: it reads the data, builds and warms up,
+trains, evaluates before and after, and writes its record. The loops use torchvision's data set, with ToTensor and
+Normalize, in a DataLoader. The data is MNIST and CIFAR-10 if $ISBENCH_DATA has them, else mnist5k. torchrl and composer
+take part if they are installed. The start of the process is not timed here, but in the theme startup.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ GOAL = 3.0
 
 
 class Task:
-    """A data set for both sides, and the pieces of a hand-written loop on it."""
+    """A data set for both sides, and the parts of a hand-written loop."""
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
@@ -43,7 +43,7 @@ class Task:
         source = self.source()
         self.shape, self.num_classes = source.train_inputs.shape[1:], source.num_classes
         self.normalize = transforms.Normalize(source.mean, source.std)
-        self.epochs = 1 if len(source.train_targets) >= 50_000 else 5  # of mnist5k, more: an epoch is 31 updates
+        self.epochs = 1 if len(source.train_targets) >= 50_000 else 5  # an epoch of mnist5k is only 31 updates
 
     def source(self) -> Source:
         return load_source(self.config.dataset, self.config.data_dir)
@@ -74,7 +74,7 @@ class Task:
 
 
 class Indexed(Dataset):
-    """A data set that also hands out the index."""
+    """A data set that also returns the index."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -122,7 +122,7 @@ def weighted(task: Task, workers: int) -> None:
 
 
 def torchrl_prioritized(task: Task, workers: int) -> None:
-    """A prioritized replay buffer of indices, priorities set from the losses of each batch."""
+    """torchrl's prioritized replay buffer of indices; the losses of each batch set their priorities."""
     from torchrl.data import LazyTensorStorage, ReplayBuffer
     from torchrl.data.replay_buffers.samplers import PrioritizedSampler
 
@@ -143,7 +143,7 @@ def torchrl_prioritized(task: Task, workers: int) -> None:
 
 
 def composer_selective_backprop(task: Task, workers: int) -> None:
-    """The textbook loop with composer's function that keeps a share of each batch."""
+    """The textbook loop with composer's function that selects a share of each batch."""
     from composer.functional import select_using_loss
 
     model, optimizer = task.model()
@@ -157,7 +157,7 @@ def composer_selective_backprop(task: Task, workers: int) -> None:
 
 
 def isbench(task: Task, sampler: str, share: float = 1, choices: tuple[str, ...] = ()) -> None:
-    """One run, from its configuration to its record, training on `share` of an epoch's examples in each."""
+    """One run, from its configuration to its record; each epoch trains on `share` of the examples."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         budget = ("budget.unit=epochs", f"budget.limit={share * task.epochs}", "evaluation.points=1")
         given = (f"dataset={task.name}", "model=lenet", f"sampler={sampler}", f"runs_dir={folder}")
@@ -165,7 +165,7 @@ def isbench(task: Task, sampler: str, share: float = 1, choices: tuple[str, ...]
 
 
 def tasks(device: torch.device) -> list[Task]:
-    """Return the tasks whose data are here."""
+    """Return the tasks whose data can be read."""
     found = []
     for name in ("mnist", "cifar10"):
         with contextlib.suppress(DataError):
@@ -183,12 +183,12 @@ def compare(task: Task, rounds: int) -> Iterator[Row]:
     def end_to_end(function: Callable[..., None], *arguments) -> Work:
         def steps(count: int) -> None:
             for _ in range(count):
-                _source.cache_clear()  # the data set is read anew
+                _source.cache_clear()  # so that the data set is read again
                 function(task, *arguments)
 
         return steps
 
-    selective = ("sampler.priming_passes=0",)  # one pass over the candidates, of which it trains on a quarter
+    selective = ("sampler.priming_passes=0",)  # a pass over the candidates trains on a quarter of them
     contestants = {
         "uniform": end_to_end(isbench, "uniform"),
         "prioritized": end_to_end(isbench, "prioritized"),

@@ -1,9 +1,9 @@
-"""Where presampling pays off on this machine: the measured break-even tau beside the papers' (B + 3b) / (3b).
+"""The tau beyond which presampling pays on this machine, beside the papers' (B + 3b) / (3b).
 
 Katharopoulos and Fleuret (2018) count a forward pass as one unit and a backward pass as two. Here a forward pass is
-measured in evaluation mode without gradients, a backward pass as a training step of b=128 less its forward pass;
-scoring B=640 pays off where tau exceeds (forward of B + training step of b) / (training step of b). What a run measures
-for itself (`sampler.gate=measured`) counts the whole of both: augmentation, signals, and on a GPU graphs in TF32.
+measured in evaluation mode without gradients, and a backward pass is a training step of b=128 minus its forward pass.
+To score B=640 pays if tau exceeds (forward of B + training step of b) / (training step of b). A run with
+`sampler.gate=measured` measures whole updates instead, with augmentation, signals, and on a GPU graphs in TF32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ MODELS = {"lenet": MNIST, "cnn7": MNIST, "wrn_28_2": CIFAR, "resnet18": CIFAR, "
 
 
 def break_even(scoring: float, step: float) -> float:
-    """Return tau beyond which an update with scoring is worth its cost, from the seconds of both parts."""
+    """Return the tau beyond which scoring pays, from the seconds of scoring and of a training step."""
     return (scoring + step) / step
 
 
@@ -44,7 +44,7 @@ def rounds_of(model: str, quick: bool) -> int:
 
 
 def measure(device: torch.device, choices: Sequence[str], rounds: int) -> list[list[float]]:
-    """Return seconds, by round: evaluation of B and of b, training forward pass of b, training step of b."""
+    """Return the seconds of each round: evaluation of B, evaluation of b, training forward pass of b, step of b."""
     parts = make_parts(device, *choices, *experiment_numerics(device))
     model, _ = copied(parts)
     pool, _ = parts.dataset.plain(torch.arange(POOL, device=device))
@@ -65,7 +65,7 @@ def measure(device: torch.device, choices: Sequence[str], rounds: int) -> list[l
 
 
 def measured_by_a_run(device: torch.device, *choices: str) -> float:
-    """Return the threshold of a sampler that measures its own while it warms up."""
+    """Return the threshold of a sampler that measures it during its warm-up."""
     parts = make_parts(device, *choices, "sampler=upper_bound", "sampler.gate=measured", *experiment_numerics(device))
     parts.sampler.draw()
     assert isinstance(parts.sampler, Presample)

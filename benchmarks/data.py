@@ -1,7 +1,7 @@
-"""The data path: 128 random images of 3 x 32 x 32 gathered, shifted and mirrored, normalised.
+"""The data path: gather, shift, mirror and normalise 128 random images of 3 x 32 x 32.
 
-Against torchvision's transforms in a DataLoader with two workers, and against the time that a copy of as many bytes
-takes as must be moved at least: one byte read and four written per value.
+It is compared with torchvision's transforms in a DataLoader with two workers, and with a copy of the fewest bytes that
+must move: one byte read and four written per value.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ COPIED = 2**26  # float32 values, 256 MiB: beyond any cache
 
 
 class Images(Dataset):
-    """Arrays in memory, handed out as torchvision.datasets.CIFAR10 and MNIST do: as PIL images, transformed."""
+    """Arrays in memory, returned as transformed PIL images, as torchvision.datasets.CIFAR10 and MNIST do."""
 
     def __init__(self, inputs: Tensor, targets: Tensor, transform: transforms.Compose):
         self.inputs, self.targets, self.transform = inputs, targets, transform

@@ -1,9 +1,9 @@
-"""What a draw of 128 examples and an update of 128 weights cost, by data structure and number of examples.
+"""The cost of drawing 128 examples and of updating 128 weights, by data structure and number of examples.
 
-`python -m benchmarks.data_structures` prints a table and writes it to results/benchmarks (CPU, one thread): the sum
-tree of `prioritized`, the ranks of `online_batch_selection`, torch.multinomial and numpy's choice over a list of
-weights, and the C++ sum trees of torchrl where that is installed. A draw includes its random numbers; an update of the
-ranks includes its share of a sort of all, ten of which are made in a pass.
+`python -m benchmarks.data_structures` prints a table and writes it to results/benchmarks (CPU, one thread). It compares
+the sum tree of `prioritized`, the ranks of `online_batch_selection`, torch.multinomial and numpy's choice over weights,
+and torchrl's C++ sum trees if torchrl is installed. A draw includes its random numbers. An update of the ranks includes
+its share of the ten sorts in a pass.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROW = "| {:>11} | {:<20} | {:>26} | {:>26} |"
 
 
 class Given:
-    """Weights of N examples, and batches of indices (in turn) and new weights to update them with."""
+    """Weights of N examples, and updates of them: batches of indices, which take turns, and new weights."""
 
     def __init__(self, n: int):
         self.n = n
@@ -113,7 +113,7 @@ STRUCTURES: dict[str, Callable[[Given], Operations]] = {
 
 
 def measure(operation: Callable[[], object]) -> list[float]:
-    """Return the CPU microseconds per call of `REPEATS` repeats; fewer where a call takes longer than a second."""
+    """Return the CPU microseconds per call, one value for each of `REPEATS` repeats (3 if a call takes a second)."""
     start = time.process_time()
     operation()
     first = time.process_time() - start
@@ -128,7 +128,7 @@ def measure(operation: Callable[[], object]) -> list[float]:
 
 
 def benchmark(name: str, n: int) -> dict[str, str | int | float]:
-    """Return median and quartiles, in microseconds, of a structure's draw and update; or why there are none."""
+    """Return median and quartiles of a structure's draw and update, in microseconds, or why it was not measured."""
     row: dict[str, str | int | float] = {"num_examples": n, "structure": name}
     if name.startswith("torchrl") and importlib.util.find_spec("torchrl") is None:
         return row | {"missing": "not installed"}

@@ -1,4 +1,4 @@
-"""What the engines of `numerics.engine` gain: each over eager, isbench's own loop with `uniform`."""
+"""The gain of each `numerics.engine` and memory format over the plain one, in isbench's own loop with `uniform`."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
-"""A full evaluation on the test set of MNIST's size, 10,000 digits, over one epoch of training (LeNet, b=128).
+"""An evaluation on 10,000 test digits, compared with one epoch of training (LeNet, b=128).
 
-And whether a network should see many examples at once where no gradient is kept: beyond a cache, or a memory allocator
-that returns large blocks to the system and has them cleared again, more at once is slower per example.
+A second comparison asks how many examples should pass a network together without gradients. Too many can be slower, if
+they exceed a cache, or if the allocator returns large blocks to the system and gets them cleared again.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
     parts = make_parts(device, *MNIST, "model=lenet", "numerics.threads=1")
     dataset, train = parts.dataset, isbench_loop(parts)
 
-    def look(count: int) -> None:
+    def evaluate_all(count: int) -> None:
         for _ in range(count):
             starts = range(0, dataset.num_test, dataset.chunk_size)
             chunks = (dataset.test_chunk(start, start + dataset.chunk_size) for start in starts)
@@ -25,9 +25,9 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
     part = 0.1  # of an epoch, so that both sides of a round are short
     updates = round(part * dataset.num_examples / 128)
-    looking, training = race([look, lambda count: train(count * updates)], rounds=3 if quick else 9, steps=1)
+    evaluating, training = race([evaluate_all, lambda count: train(count * updates)], rounds=3 if quick else 9, steps=1)
     epochs = [seconds / part for seconds in training]
-    yield Row("test evaluation", "one epoch of training", ratios(looking, epochs), at_most=0.1)
+    yield Row("test evaluation", "one epoch of training", ratios(evaluating, epochs), at_most=0.1)
     inputs = dataset.test_inputs[:5120]
 
     def forward(size: int) -> Work:

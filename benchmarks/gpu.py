@@ -1,6 +1,6 @@
-"""On a GPU: images per second by precision and engine, the seconds of published budgets, and where the time goes.
+"""On a GPU: images per second by precision and engine, seconds of published budgets, and shares of kernel time.
 
-Seconds of an epoch and of 50,000 updates are extrapolated from the updates that were timed (500 in all, or more).
+The seconds of an epoch and of 50,000 updates are extrapolated from the timed updates.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
 
 def shares(what: str, loop: Work) -> Iterator[Row]:
-    """Yield the share of the time in which kernels run, and the shares of the longest in that."""
+    """Yield the share of the time in which kernels run, and the shares of the longest kernels in it."""
     whole = seconds(loop, PROFILED)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         seconds(loop, PROFILED)

@@ -1,9 +1,9 @@
-"""What the harness adds to a step: isbench's loop with `uniform` over a loop written by hand.
+"""What the harness adds to a step: isbench's loop with `uniform`, compared with a loop written by hand.
 
-The hand-written step is zero_grad, forward, loss, backward and optimizer step, eager, on one batch that lies ready,
-with the same model, optimizer, numerics and memory format. isbench's also draws, gathers and normalises its batch, sets
-the rate, keeps the loss and reads the clock. A second loop gathers and normalises its batches too, as any training
-must. On a GPU a hand-written replay of a CUDA graph of the whole step is the reference for isbench's graphed engine.
+The hand-written step is zero_grad, forward, loss, backward and optimizer step, eager, on one ready batch, with the same
+model, optimizer, numerics and memory format. isbench's step also draws, gathers and normalises its batch, sets the
+rate, keeps the loss and reads the clock. A second hand-written loop gathers and normalises its batches too, as any
+training must. On a GPU isbench's graphed engine is compared with a replay of a CUDA graph of the whole step.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def graphed_loop(parts: Parts) -> Work:
     step = bare_step(parts, *copied(parts))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # capture wants everything allocated, and not by the default stream
+    with torch.cuda.stream(stream):  # a capture needs all memory allocated before, on another stream
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)

@@ -1,7 +1,7 @@
-"""Many small runs on one machine: jobs side by side, and seeds of one model batched into a single model.
+"""Many small runs on one machine: two jobs at once, and four seeds as one batched model.
 
-Two processes of one thread each at once are compared with the same two runs one after the other with two threads each.
-Four seeds are trained as one model with torch.func (stacked parameters, vmap) and compared with four separate loops.
+Two processes at once, one thread each, are compared with the same two runs one after the other, two threads each. Four
+seeds as one model with torch.func (stacked parameters, vmap) are compared with four separate loops.
 """
 
 import os
@@ -51,7 +51,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
 
 class Job:
-    """A process that trains so many updates whenever it is told to."""
+    """A process that trains a number of updates on request."""
 
     def __init__(self, model: str, threads: int):
         self.process = subprocess.Popen(
@@ -63,7 +63,7 @@ class Job:
         )
         assert self.process.stdin and self.process.stdout
         self.orders, self.answers = self.process.stdin, self.process.stdout
-        self.wait()  # until it is ready
+        self.wait()  # for its first answer, which says that it is ready
 
     def begin(self, updates: int) -> None:
         self.orders.write(f"{updates}\n")
@@ -80,7 +80,7 @@ class Job:
 
 
 def serve(model: str, threads: int) -> None:
-    """Train as many updates as each line of the input says, and answer with a line."""
+    """Read numbers from standard input; train that many updates for each and answer with a line."""
     device = torch.device("cpu")
     train = isbench_loop(make_parts(device, *MNIST, f"model={model}", f"numerics.threads={threads}"))
     train(2)
@@ -91,12 +91,12 @@ def serve(model: str, threads: int) -> None:
 
 
 def runs_of(device: torch.device, *choices: str) -> list[Parts]:
-    """Return a run of each seed."""
+    """Return one run for each seed."""
     return [make_parts(device, *choices, f"seed={seed}", "numerics.threads=1") for seed in range(SEEDS)]
 
 
 def separate_loops(runs: Sequence[Parts]) -> Work:
-    """Return one bare update of every run after the other."""
+    """Return the work of one bare update of each run in turn."""
     loops = [bare_loop(parts) for parts in runs]
 
     def steps(count: int) -> None:

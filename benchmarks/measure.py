@@ -1,8 +1,8 @@
-"""Measurements side by side, and the rows they are reported in.
+"""Compares works by timing them in turns, and reports the comparison as a row.
 
-Machines are noisy, so what is compared takes turns in one process, A B A B, in blocks of steps; a row keeps the ratio
-of every round and reports median and quartiles. Seconds are CPU seconds of this process where one thread of a CPU does
-the work, which other processes then disturb less, and wall-clock seconds otherwise.
+Machines are noisy, so works take turns in one process, A B A B, in blocks of steps. A row keeps the ratio of every
+round and reports median and quartiles. If one thread of a CPU does the work, seconds are CPU seconds of this process,
+which other processes disturb less; otherwise they are wall-clock seconds.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import torch
 
 from isbench.training.process import quiet_garbage_collector
 
-Work = Callable[[int], object]  # takes so many steps
+Work = Callable[[int], object]  # takes the given number of steps
 BLOCK_SECONDS = 0.3
 
 
@@ -24,8 +24,8 @@ class Row:
     """One quantity, measured in several rounds. A goal is `at_most` or `at_least`; without one, `note` says why."""
 
     what: str
-    against: str  # what a ratio divides by; else what stands beside the value
-    values: Sequence[float]  # one a round
+    against: str  # the divisor of a ratio, or a value to compare with
+    values: Sequence[float]  # one for each round
     unit: str = "x"
     at_most: float | None = None
     at_least: float | None = None
@@ -58,7 +58,7 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 
 def seconds(work: Work, steps: int, wall: bool = False) -> float:
-    """Return what `steps` steps take together. `wall` where other processes work for this one."""
+    """Return the seconds of `steps` steps together. Set `wall` if other processes work for this one."""
     is_cuda = torch.cuda.is_available()
     clock = time.process_time if torch.get_num_threads() == 1 and not (is_cuda or wall) else time.perf_counter
     if is_cuda:
@@ -74,7 +74,7 @@ def race(works: Sequence[Work], rounds: int, steps: int | None = None, wall: boo
     """Return the seconds per step of each work in each round: len(works) lists of `rounds`.
 
     Args:
-        steps: of each work in a round; None is as many as the slowest does in `BLOCK_SECONDS`, at least one.
+        steps: number of steps of each work in a round; None fits the slowest work into `BLOCK_SECONDS`.
         wall: see `seconds`.
     """
     if steps is None:

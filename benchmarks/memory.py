@@ -1,13 +1,13 @@
-"""Memory: a run's peak over what it cannot do without, and what each sampler keeps per example.
+"""Memory: a run's peak compared with what it must hold, and the bytes that each sampler keeps per example.
 
-A fresh process trains a few updates with `uniform`. Its peak is that of the resident memory above the level after a run
-in miniature, by which all code is loaded; on a GPU, that of torch's allocator. It needs parameters, gradients,
-optimizer state, the data set on the device, and one step's activations: all tensors that autograd saves for the
-backward pass, counted once each by storage and without parameters, and the largest of them once more, for the gradient
-that flows back.
+A fresh process trains a few updates with `uniform`. Its peak is the resident memory above the level of a tiny run,
+which has loaded all code; on a GPU it is the peak of torch's allocator. A run must hold parameters, gradients,
+optimizer state, the data set on the device, and one step's activations. Activations are all tensors that autograd saves
+for the backward pass, without parameters and each storage once, plus the largest again, for the gradient that flows
+back.
 
-Bytes per example are the difference between two sizes of the training set, in all tensors that sampler and candidate
-stream hold after a first draw.
+Bytes per example are measured at two sizes of the training set: by how much the tensors of the sampler and of its
+candidate stream grow, after a first draw.
 """
 
 import inspect
@@ -52,14 +52,14 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
 
 def peak(device: torch.device) -> int:
-    """Return the most bytes that this process has held so far."""
+    """Return the largest number of bytes that this process has held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(case: str) -> dict:
-    """Train a few updates in this process; return its peak and what is needed, in bytes."""
+    """Train a few updates in this process; return its peak and what it must hold, in bytes."""
     device = resolve_device("auto")
     isbench_loop(make_parts(device, *MNIST, *MINIATURE))(1)
     baseline = peak(device) if device.type == "cpu" else 0
@@ -85,7 +85,7 @@ def num_bytes(values: Iterable[object]) -> int:
 
 
 def saved_bytes(model: nn.Module, step: Callable[[], object]) -> int:
-    """Return the bytes that autograd saves during `step`, parameters aside, and those of the largest once more."""
+    """Return the bytes that autograd saves during `step`, without parameters, plus the largest tensor once more."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}
 
@@ -101,7 +101,7 @@ def saved_bytes(model: nn.Module, step: Callable[[], object]) -> int:
 
 
 def bytes_per_example(sampler: str) -> Row:
-    """Return the slope between two sizes of the training set, beside what the sampler's docstring says."""
+    """Return the measured bytes per example, with the statement of the sampler's docstring as a note."""
     small, large = (held_bytes(sampler, size) for size in SIZES)
     value = (large[0] - small[0]) / (SIZES[1] - SIZES[0])
     note = f"{value * LARGE / 1e9:.1f} GB at 100 million; docstring: {large[1]}"
@@ -109,7 +109,7 @@ def bytes_per_example(sampler: str) -> Row:
 
 
 def held_bytes(sampler: str, num_examples: int) -> tuple[int, str]:
-    """Return the bytes that a sampler and the candidate stream hold after a draw, and its docstring's word on it."""
+    """Return the bytes that sampler and candidate stream hold after a draw, and the docstring's line on memory."""
     data = (f"dataset.num_examples={num_examples}", "dataset.num_test=8", "dataset.shape=[1,4,4]")
     parts = make_parts(torch.device("cpu"), *MNIST[:1], *data, "model=mlp", "model.hidden=[4]", f"sampler={sampler}")
     parts.sampler.draw()

@@ -1,8 +1,8 @@
-"""What it costs to keep a data set in the memory of the host, or on a disk, rather than on the device.
+"""The cost of a data set in the host's memory or on a disk, compared with one on the device.
 
-Random batches are fetched (gathered, shifted, mirrored, normalised), and LeNet is trained. On a CPU host and device are
-the same. Cold pages are not in memory: before a few batches are gathered from a file the system is told to forget it.
-How isbench gathers then, all rows of a batch together, is compared with one row after another, as they come and sorted.
+Random batches are fetched (gathered, shifted, mirrored, normalised), and LeNet is trained. On a CPU, host and device
+are the same. For cold pages the system is told to drop a file from memory before a few batches are gathered from it.
+isbench asks for all rows of a batch together; this is compared with one row after another, in their order and sorted.
 """
 
 import os
@@ -23,7 +23,7 @@ from isbench.data.resident import ResidentDataset
 from isbench.data.source import Residency, Source
 
 CASES = (((3, 32, 32), 128, 50_000), ((3, 224, 224), 64, 4_000))  # shape, b, N
-COLD_BATCHES = 2  # few, since the pages around a small row come with it, and soon all are there
+COLD_BATCHES = 2  # few: a small row brings the pages around it, so soon all are in memory
 GOAL = 1.05
 
 
@@ -44,7 +44,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 def fetching(
     name: str, sources: dict[Residency, Source], batch: int, device: torch.device, rounds: int
 ) -> Iterator[Row]:
-    """Compare a fetch from each place, where it is in memory already."""
+    """Compare fetches from each place, with all pages in memory."""
     generator = torch.Generator(device).manual_seed(0)
 
     def work(residency: Residency) -> Work:
@@ -66,7 +66,7 @@ def fetching(
 
 
 def cold_gathers(name: str, mapped: Callable[[], Source], batch: int, rounds: int) -> Iterator[Row]:
-    """Compare ways to gather rows that are on the disk only."""
+    """Compare ways to gather rows that are only on the disk."""
 
     def together(images: Tensor, indices: Tensor) -> None:
         read_ahead(images, indices)
@@ -101,7 +101,7 @@ def cold_gathers(name: str, mapped: Callable[[], Source], batch: int, rounds: in
 
 
 def training(device: torch.device, rounds: int) -> Iterator[Row]:
-    """Compare steps of LeNet, one of the cheapest networks, so that fetching weighs."""
+    """Compare steps of LeNet, which is so cheap that fetching matters."""
     runs = [
         make_parts(device, *MNIST, "model=lenet", "numerics.threads=1", f"dataset.residency={residency}")
         for residency in measured(device)
@@ -112,5 +112,5 @@ def training(device: torch.device, rounds: int) -> Iterator[Row]:
 
 
 def measured(device: torch.device) -> tuple[Residency, ...]:
-    """Return the places that differ."""
+    """Return the places that differ on this device."""
     return ("device", "disk") if device.type == "cpu" else ("device", "host", "disk")

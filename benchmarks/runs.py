@@ -1,4 +1,4 @@
-"""The things that are timed: isbench's own loop on the objects of a run, and the loop one would write by hand."""
+"""The works that benchmarks time: isbench's own loop on the objects of a run, and a loop written by hand."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ CIFAR = (*MNIST, "dataset.num_examples=50000", "dataset.shape=[3,32,32]")
 def random_images(
     data_dir: Path, num_examples: int, num_test: int, num_classes: int = 10, shape: Sequence[int] = (1, 28, 28)
 ) -> Source:
-    """Return noise in the shape of a data set: `dataset=synthetic` with this target is made at once at any size."""
+    """Return noise in the shape of a data set, made quickly at any size: the target of `dataset=synthetic` here."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +44,7 @@ def compose_config(*overrides: str) -> RunConfig:
 
 
 def make_parts(device: torch.device, *overrides: str) -> Parts:
-    """Make and warm up the objects of a run, as `isbench.run` does; `dataset=synthetic` unless overridden."""
+    """Make and warm up the objects of a run, as `isbench.run` does, by default on `dataset=synthetic`."""
     config = compose_config("dataset=synthetic", *overrides)
     numerics = config.numerics
     apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
@@ -54,12 +54,12 @@ def make_parts(device: torch.device, *overrides: str) -> Parts:
 
 
 def experiment_numerics(device: torch.device) -> tuple[str, ...]:
-    """Return the choices under which the published experiments run on a device."""
+    """Return the numerics of the published experiments on a device."""
     return ("numerics.engine=auto", "numerics.precision=tf32") if device.type == "cuda" else ("numerics.threads=1",)
 
 
 def isbench_loop(parts: Parts) -> Work:
-    """Return the timed loop of a run, which goes on where it stopped, with the rate that the run's budget gives."""
+    """Return the timed loop of a run; every call continues it, with the learning rate of the run's budget."""
     progress = parts.progress
 
     def steps(count: int) -> None:
@@ -79,9 +79,9 @@ def isbench_loop(parts: Parts) -> Work:
 
 
 def bare_loop(parts: Parts, fetches: bool = False) -> Work:
-    """Return the shortest loop that trains a copy of the model, with a copy of the optimizer.
+    """Return the shortest loop that trains a copy of the model with a copy of the optimizer.
 
-    On one fixed batch, or on batches that it gathers and normalises from the shuffled training set.
+    It trains on one fixed batch or, if it `fetches`, gathers and normalises batches of the shuffled training set.
     """
     step = bare_step(parts, *copied(parts), fetches)
 
@@ -95,7 +95,7 @@ def bare_loop(parts: Parts, fetches: bool = False) -> Work:
 def bare_step(
     parts: Parts, model: nn.Module, optimizer: torch.optim.Optimizer, fetches: bool = False
 ) -> Callable[[], None]:
-    """Return one hand-written update on the first examples of the training set, or on the next of a shuffled pass."""
+    """Return one hand-written update, on the first batch or, if it `fetches`, on the next of shuffled passes."""
     dataset, size = parts.dataset, parts.workspace.batch_size
     inputs, targets = dataset.plain(torch.arange(size, device=dataset.device))
     passes = cycle(torch.randperm(dataset.num_examples, device=dataset.device).split(size)[:-1])

@@ -1,8 +1,8 @@
-"""What importance sampling adds to a step: every sampler on LeNet, b=128, over a data set of 60,000 digits' shape.
+"""What importance sampling adds to a step: every sampler with LeNet, b=128, on 60,000 images of a digit's shape.
 
-Presampling with its gate held open is compared with what it cannot do without: one forward pass of B=640 in evaluation
-mode and a bare step. All others are compared with `uniform`, over a window of updates that follows a warm-up and holds
-at least one whole period of what they do now and then (passes, fits, sorts, refreshes), so that its cost is spread.
+Presampling, with its gate held open, is compared with the least it must do: one forward pass of B=640 in evaluation
+mode, and a bare step. Other samplers are compared with `uniform`. After a warm-up, a window of updates holds at least
+one whole period of a sampler's rarer work (passes, fits, sorts, refreshes), so that every update bears its share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,19 +27,19 @@ PASS = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """How one sampler is measured. Passes are of N / b updates."""
+    """How one sampler is measured. A pass is N / b updates."""
 
     warm_up: float = 0.1  # passes before the first window
     window: float = 0.1  # passes that hold a whole period
     choices: Sequence[str] = ()  # named in the row
-    thirds: Sequence[str] = ()  # choices that are a third of the examples at full size, and so at any
-    over_forward: bool = False  # compare with the forward pass and step that it cannot do without, not with uniform
-    why: str = ""  # it has no goal
+    thirds: Sequence[str] = ()  # choices whose value is a third of the number of examples
+    over_forward: bool = False  # compare with a forward pass and a step instead of uniform
+    why: str = ""  # why it has no goal
 
 
-LEFT_OUT = ("uniform", "oracle")  # the reference, and what scores the whole set in every update
+LEFT_OUT = ("uniform", "oracle")  # the reference, and a sampler that scores the whole set in every update
 FORWARD = "pays for forward passes"
-CASES: dict[str, tuple[Case, ...]] = {  # of samplers that need another than the plain one
+CASES: dict[str, tuple[Case, ...]] = {  # samplers without an entry have one plain case
     "c_sgd": (Case(0.3, 0.3),),
     "gradient_norm": (Case(0.01, 0.01, why="pays for a gradient per scored example"),),
     "infobatch": (Case(PASS, PASS),),
@@ -102,7 +102,7 @@ def hold_open(sampler: GatedPresample) -> None:
 
 
 def forward_and_step(parts: Parts) -> Work:
-    """Return the bare work of presampling: B forward in evaluation mode, b trained."""
+    """Return the least work of presampling: a forward pass of B in evaluation mode, and a step of b."""
     step = bare_loop(parts)
     inputs, _ = parts.dataset.plain(torch.arange(640, device=parts.workspace.device))
 
@@ -118,7 +118,7 @@ def forward_and_step(parts: Parts) -> Work:
 
 
 def window_ratio(ours: Work, theirs: Work, updates: int) -> float:
-    """Return the ratio of the seconds for so many updates of each, taken in turns of `BLOCK`."""
+    """Return the ratio of the seconds that both need for `updates` updates, taken in turns of `BLOCK`."""
     times = race([ours, theirs], rounds=updates // BLOCK, steps=BLOCK)
     (ratio,) = ratios(*([sum(blocks)] for blocks in times))
     return ratio

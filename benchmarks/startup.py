@@ -1,7 +1,7 @@
-"""Start-up, in fresh processes: the help text, and the way to the first training step.
+"""Start-up in fresh processes: to the help text, and to the first training step.
 
-The demo's configuration up to its first finished update is compared with a bare process that imports torch and reads
-the same digits; and with one that also makes an optimizer, for which torch imports its compiler.
+The demo, up to its first finished update, is compared with a bare process that imports torch and reads the same digits,
+and with one that also makes an optimizer, for which torch imports its compiler.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     main()
 print(sum(name.split(".")[0] == "torch" for name in sys.modules))
 """
-# The loop asks for boundaries first after the first update; nothing is left behind but the temporary folder.
+# The loop asks for a boundary after each update, so this ends the process after the first.
 FIRST_STEP = """
 import os, sys
 from isbench.cli import main
@@ -55,7 +55,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
 
 
 def starts(*arguments: str) -> Work:
-    """Return the work of running Python so often with these arguments."""
+    """Return the work of running Python with these arguments."""
 
     def processes(count: int) -> None:
         for _ in range(count):

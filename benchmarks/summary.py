@@ -1,6 +1,6 @@
-"""The summary of all themes: summary.json has every round of every row, summary.md and README's table are made of it.
+"""The summary of all themes: summary.json holds every round of every row, and gives summary.md and README's table.
 
-Results are kept per kind of device and theme, each with its own machine and date, so a part can be measured again.
+Each kind of device and theme has its own machine and date, so that one can be measured again alone.
 """
 
 import json
@@ -15,7 +15,7 @@ HEADER = "| what | against | median (quartiles) | goal | met | threads |\n| --- 
 def merge(
     out: Path, device: str, theme: str, title: str, rows: list[dict[str, Any]], quick: bool, seconds: float
 ) -> None:
-    """Put a theme's rows in the place of its former ones and write both files."""
+    """Replace a theme's rows and write both files."""
     from isbench.recording.environment import environment
 
     path = out / "summary.json"
@@ -78,7 +78,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def headline(content: dict[str, Any]) -> str:
-    """Return one line per device, theme and goal: the row that is worst for the goal, and how many meet theirs."""
+    """Return one line for each device, theme and goal: its worst row, and how many rows meet the goal."""
     lines = ["| theme | worst row | against | measured | goal | met |", "| --- " + "| --- " * 5 + "|"]
     for device, themes in content.items():
         for theme, found in themes.items():

@@ -1,44 +1,44 @@
-"""The errors that a user can cause. Each carries one line; the command line prints it without a traceback."""
+"""The package's errors. A `UserError` carries one line, which the command line prints without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can put right: a value, a file, a device. The message is one line."""
+    """The user can put it right: a value, a file, a device. The message is one line."""
 
 
 class ConfigError(UserError):
-    """A key or value of the configuration that cannot be used."""
+    """The configuration has a key or value that cannot be used."""
 
 
 class Incompatible(UserError):
-    """Choices that are each valid but do not go together. The run is recorded as skipped, and a grid goes on."""
+    """Choices are valid but do not go together. A grid records the run as skipped, and goes on."""
 
 
 class DataError(UserError):
-    """A data file that is missing or damaged. The message names the file, the expected checksum and the remedy."""
+    """A data file is missing or damaged. The message names the file, the expected checksum and the remedy."""
 
 
 class Diverged(Exception):
-    """Training met a value that is not finite. The run is closed as diverged; the records stay."""
+    """Training met a value that is not finite. The run ends as diverged, and its record stays."""
 
 
-class Interrupted(BaseException):  # not an Exception: nothing but the entry point may swallow it
+class Interrupted(BaseException):  # not an Exception: only the entry point may catch it
     """A signal asked the run to stop. Its checkpoint is written; the same command continues it."""
 
 
 class OutOfMemory(UserError):
-    """A run that needs more memory than its device, or the machine, has."""
+    """The run needs more memory than its device, or the machine, has."""
 
 
-# What the messages of torch's allocators, of CUDA's libraries and of C++ have in common.
+# Parts of the messages of torch's allocators, CUDA's libraries and C++.
 MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc", "Unable to allocate")
 
 
 @contextmanager
 def memory_named(device: str) -> Iterator[None]:
-    """Turn a lack of memory, which libraries report in many ways, into one line that says what to reduce."""
+    """Raise OutOfMemory, with one line on what to reduce, for every way in which libraries report a lack of memory."""
     try:
         yield
     except (MemoryError, RuntimeError, ConfigError) as error:

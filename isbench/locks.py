@@ -1,4 +1,4 @@
-"""Locks on files, which the system gives back with the process, however that ends."""
+"""Locks on files. The system releases them when the process ends, however it ends."""
 
 import fcntl
 from pathlib import Path
@@ -10,7 +10,7 @@ _kept: list[IO] = []
 
 
 def take(file: IO, wait: bool = False) -> bool:
-    """Lock an open file and say whether that was done; another process may hold it. It is held until it is closed.
+    """Lock an open file until it is closed. Return False if another process holds the lock, unless `wait`.
 
     Raises:
         UserError: the file system has no locks.
@@ -25,7 +25,7 @@ def take(file: IO, wait: bool = False) -> bool:
 
 
 def keep(path: Path) -> bool:
-    """Lock a file for as long as this process lives; say whether that was done."""
+    """Lock a file until this process ends. Return False if another process holds the lock."""
     file = open(path, "wb")
     if take(file):
         _kept.append(file)
@@ -35,7 +35,7 @@ def keep(path: Path) -> bool:
 
 
 def is_taken(path: Path) -> bool:
-    """Say whether a process holds the lock on a file."""
+    """Say whether a process holds the lock of a file."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

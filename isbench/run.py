@@ -1,11 +1,15 @@
-"""One run, from a configuration to a finished record: resume, train, look, record, stop cleanly."""
+"""One run, from a configuration to a finished record: resume, train, evaluate, record, stop cleanly.
+
+`run` gets everything ready and holds the run's folder; an `Attempt` is what one process then does to the run. The timed
+loop itself is `isbench.loop.train`; all that happens here happens while the clock stands still.
+"""
 
 import gc
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -30,9 +34,9 @@ from isbench.training.evaluate import evaluate
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
 from isbench.training.ranks import Ranks, join
+from isbench.training.streams import fixed_subset
 
 log = getLogger("isbench")
-TRAIN_SUBSET_SEED = 0  # the same training examples are looked at in every run
 
 
 def run(config: RunConfig) -> Outcome:
@@ -48,18 +52,9 @@ def run(config: RunConfig) -> Outcome:
     device = resolve_device(config.device)
     config = replace(config, device=device.type)
     folder = run_folder(config)
-
-    def ended() -> Outcome | None:
-        status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
-        if status is None or status[0] not in ENDED:
-            return None
-        log.info("%s: already %s", folder, status[0])
-        return Outcome(folder, *status)
-
-    if (outcome := ended()) is not None:
+    if (outcome := ended(folder, ranks)) is not None:
         return outcome
-    numerics = config.numerics
-    apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
+    apply_numerics(config.numerics.deterministic, config.numerics.precision, config.numerics.threads)
     with memory_named(device.type):
         probe: Probe = ranks.attempt(lambda: instantiate("probe", config.probe))
         parts = ranks.attempt(lambda: build(config, device, ranks=ranks))
@@ -68,16 +63,18 @@ def run(config: RunConfig) -> Outcome:
             parts.warm_up()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
-    with ExitStack() as stack:
+    with held(folder, device, ranks) as count_runs:
+        # Another process may have ended the run while this one got ready.
+        return ended(folder, ranks) or Attempt(config, folder, parts, probe, ranks, count_runs).run()
 
-        def enter() -> Callable[[], int]:
-            stack.enter_context(locked(folder))
-            return stack.enter_context(counted(Path(scratch_dir(), "at-work", device_name(device))))
 
-        count = ranks.attempt(enter if ranks.is_first else lambda: lambda: 1)
-        if (outcome := ended()) is not None:  # by another process, while this one got ready
-            return outcome
-        return Attempt(config, folder, parts, probe, count, ranks).run()
+def ended(folder: Path, ranks: Ranks) -> Outcome | None:
+    """Return how the run of a folder ended, or None if it can still be trained."""
+    status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
+    if status is None or status[0] not in ENDED:
+        return None
+    log.info("%s: already %s", folder, status[0])
+    return Outcome(folder, *status)
 
 
 class InUse(UserError):
@@ -85,8 +82,20 @@ class InUse(UserError):
 
 
 @contextmanager
+def held(folder: Path, device: torch.device, ranks: Ranks) -> Iterator[Callable[[], int]]:
+    """Lock the folder for these ranks and join the runs on the device; yield what counts them (see `counted`)."""
+    with ExitStack() as stack:
+
+        def enter() -> Callable[[], int]:
+            stack.enter_context(locked(folder))
+            return stack.enter_context(counted(Path(scratch_dir(), "at-work", device_name(device))))
+
+        yield ranks.attempt(enter if ranks.is_first else lambda: lambda: 1)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for one process. The lock goes with the process, however that ends."""
+    """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
@@ -98,44 +107,32 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@dataclass
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
 
-    def __init__(
-        self, config: RunConfig, folder: Path, parts: Parts, probe: Probe, count: Callable[[], int], ranks: Ranks
-    ):
-        self.config = config
-        self.folder = folder
-        self.parts = parts
-        self.probe = probe
-        self.count = count
-        self.ranks = ranks
-        self.record = Record(folder / "record.jsonl") if ranks.is_first else Unrecorded()
-        self.id = run_id(config)
-        self.data_checksum = parts.source.checksum()
+    config: RunConfig
+    folder: Path
+    parts: Parts
+    probe: Probe
+    ranks: Ranks
+    count_runs: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        dataset = self.parts.dataset
+        self.progress = self.parts.progress
+        self.record = Record(self.folder / "record.jsonl") if self.ranks.is_first else Unrecorded()
+        self.data_checksum = self.parts.source.checksum()
         self.saved_at = time.monotonic()
-        subset = torch.randperm(parts.dataset.num_examples, generator=torch.Generator().manual_seed(TRAIN_SUBSET_SEED))
-        self.train_subset = subset[: config.evaluation.train_examples].to(parts.workspace.device)
+        self.train_subset = fixed_subset(dataset.num_examples, self.config.evaluation.train_examples).to(dataset.device)
 
     def run(self) -> Outcome:
         """Resume if there is a checkpoint, train to the end of the budget, close the record."""
-        parts, progress = self.parts, self.parts.progress
+        self.resume()
         self.begin()
         status, reason = "interrupted", ""
         try:
-            with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
-                if progress.updates == 0:
-                    self.look(parts.rate(0.0), 1.0)
-                train(
-                    parts.sampler,
-                    parts.step,
-                    parts.rate,
-                    parts.budget,
-                    self.boundaries,
-                    progress,
-                    parts.clock,
-                    self.at_boundary,
-                )
+            self.train()
             status = "finished"
         except Diverged as error:
             status, reason = "diverged", f"{error} (sampler {self.config.sampler['name']})"
@@ -157,51 +154,12 @@ class Attempt:
             checkpoint.remove(self.folder)
         return Outcome(self.folder, status, reason)
 
-    def begin(self) -> None:
-        """Resume, and open what is written to: the record with a row on this attempt, the mirror, the console."""
-        self.resume()
-        progress = self.parts.progress
-        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
-        earlier = [row for row in rows if row["updates"] <= progress.updates]
-        self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
-        self.boundaries = Boundaries(self.parts.budget, self.config.evaluation.points, progress, self.ranks)
-        self.append(
-            "start",
-            time=now(),
-            resumed_at=progress.updates,
-            run_id=self.id,
-            config=recorded(self.config),
-            num_parameters=num_parameters(self.parts.model),
-            data={
-                "provenance": self.parts.source.provenance,
-                "checksum": self.data_checksum,
-                "num_examples": self.parts.dataset.num_examples,
-            },
-            environment=environment(self.config.device) | {"ranks": self.ranks.size},
-        )
-        logging = self.config.logging
-        self.sink = make_sink(
-            logging.mode if self.ranks.is_first else "off",
-            logging.timeout_seconds,
-            {
-                "project": logging.project,
-                "entity": logging.entity,
-                "group": self.config.group,
-                "tags": tags(self.config),
-                "id": self.id,
-                "name": self.folder.name,
-                "config": recorded(self.config),
-                "dir": str(self.folder),
-            },
-        )
-        self.console = Console(self.folder.name)
-
     def resume(self) -> None:
         """Put the newest checkpoint in place, if there is one."""
         state = self.ranks.attempt(lambda: checkpoint.load(self.folder))
         try:
-            updates = state and state["parts"]["progress"]["updates"]
-            if len(set(self.ranks.list_all(updates))) > 1:
+            updates = None if state is None else state["parts"]["progress"]["updates"]
+            if not self.ranks.agree(updates):
                 raise UserError(
                     f"{self.folder}: not all processes see the same checkpoint; runs_dir must be a folder of all"
                 )
@@ -218,60 +176,80 @@ class Attempt:
             raise UserError(
                 f"{self.folder}: another version of isbench wrote its checkpoint; delete the folder to start again"
             ) from error
-        log.info("%s: continues after update %d", self.folder.name, self.parts.progress.updates)
+        log.info("%s: continues after update %d", self.folder.name, self.progress.updates)
 
-    def concurrent_runs(self) -> int:
-        """Return the largest number of runs that have trained on this device at once, this one included, so far."""
-        return max(self.concurrent_before, self.count())
+    def begin(self) -> None:
+        """Write this attempt's first row, and open the W&B mirror and the console."""
+        config, parts, identity = self.config, self.parts, run_id(self.config)
+        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
+        earlier = [row for row in rows if row["updates"] <= self.progress.updates]
+        self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
+        self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
+        self.append(
+            "start",
+            time=now(),
+            resumed_at=self.progress.updates,
+            run_id=identity,
+            config=recorded(config),
+            num_parameters=num_parameters(parts.model),
+            data={
+                "provenance": parts.source.provenance,
+                "checksum": self.data_checksum,
+                "num_examples": parts.dataset.num_examples,
+            },
+            environment=environment(config.device) | {"ranks": self.ranks.size},
+        )
+        self.sink = make_sink(
+            config.logging.mode if self.ranks.is_first else "off",
+            config.logging.timeout_seconds,
+            {
+                "project": config.logging.project,
+                "entity": config.logging.entity,
+                "group": config.group,
+                "tags": tags(config),
+                "id": identity,
+                "name": self.folder.name,
+                "config": recorded(config),
+                "dir": str(self.folder),
+            },
+        )
+        self.console = Console(self.folder.name)
 
-    def append(self, kind: str, **values: Any) -> Row:
-        """Add a row to the record, on all ranks or none."""
-        return self.ranks.attempt(lambda: self.record.append(kind, **values))
-
-    def check_ranks(self) -> None:
-        """Make sure that all ranks hold the same model, as equal draws and gradients keep them."""
-        if self.ranks.size > 1:
-            progress, parameters = self.parts.progress, list(self.parts.model.parameters())
-            total = torch.stack([parameter.detach().double().sum() for parameter in parameters]).sum()
-            if len(set(self.ranks.list_all((progress.examples_scored, repr(float(total)))))) > 1:
-                raise UserError(
-                    f"{self.folder.name}: after update {progress.updates} the processes hold different models; "
-                    "numerics=reproducible keeps them alike"
-                )
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        state = {
-            "parts": self.parts.state_dict(),
-            "own_streams": self.ranks.list_all(self.parts.streams.own_state()),
-            "data_checksum": self.data_checksum,
-        }
-        self.ranks.attempt(lambda: checkpoint.save(self.folder, state) if self.ranks.is_first else None)
-        self.saved_at = time.monotonic()
+    def train(self) -> None:
+        """Train from where the run stands to the end of the budget."""
+        parts = self.parts
+        with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+            if self.progress.updates == 0:
+                self.evaluate(parts.rate(0.0), 1.0)
+            train(
+                parts.sampler,
+                parts.step,
+                parts.rate,
+                parts.budget,
+                self.boundaries,
+                self.progress,
+                parts.clock,
+                self.at_boundary,
+            )
 
     def at_boundary(self, learning_rate: float, gain: float) -> None:
-        """Look, record, save. The clock is paused."""
-        rates = self.parts.step.report(self.parts.progress.updates)
+        """Evaluate, record and save as far as each is due. The clock is paused."""
+        rates = self.parts.step.report(self.progress.updates)
         self.check_ranks()
         self.append("rate", updates=list(rates), learning_rate=list(rates.values()))
-        if self.boundaries.take_evaluation(self.parts.progress):
-            self.look(learning_rate, gain)
+        if self.boundaries.take_evaluation(self.progress):
+            self.evaluate(learning_rate, gain)
         is_due = time.monotonic() - self.saved_at >= self.config.checkpoint.seconds
         if self.boundaries.is_stopping or self.ranks.first(is_due):
             self.save()
         if self.boundaries.is_stopping:
-            raise Interrupted(f"{self.folder.name}: stopped after update {self.parts.progress.updates}")
+            raise Interrupted(f"{self.folder.name}: stopped after update {self.progress.updates}")
         gc.collect()
 
-    def look(self, learning_rate: float, gain: float) -> None:
-        """Evaluate the model and append the row, then those of the probe."""
-        parts, progress, chunk = self.parts, self.parts.progress, self.parts.dataset.chunk_size
-        self.ranks.share_buffers(parts.model)
-        train_chunks = (parts.dataset.plain(some) for some in self.ranks.part(self.train_subset).split(chunk))
-        train_loss, _ = evaluate(parts.model, parts.criterion, train_chunks, self.ranks)
-        mine = self.ranks.part(range(parts.dataset.num_test))
-        test_chunks = (parts.dataset.test_chunk(i, min(i + chunk, mine.stop)) for i in mine[::chunk])
-        test_loss, test_error = evaluate(parts.model, parts.criterion, test_chunks, self.ranks)
+    def evaluate(self, learning_rate: float, gain: float) -> None:
+        """Append a row with the model's losses and errors, then the rows of the probe."""
+        parts, progress = self.parts, self.progress
+        train_loss, test_loss, test_error = self.losses()
         row = self.append(
             "evaluation",
             updates=progress.updates,
@@ -293,10 +271,50 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        found = self.ranks.attempt(lambda: self.probe.look(parts, self.folder) if self.ranks.is_first else [])
-        for values in self.ranks.first(found):
+        measured = self.ranks.attempt(lambda: self.probe.measure(parts, self.folder) if self.ranks.is_first else [])
+        for values in self.ranks.first(measured):
             self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
+
+    def losses(self) -> tuple[float, float, float]:
+        """Return the loss on the fixed training examples, and loss and error on the test set."""
+        model, criterion, dataset = self.parts.model, self.parts.criterion, self.parts.dataset
+        chunk = dataset.chunk_size
+        self.ranks.share_buffers(model)
+        train_chunks = (dataset.plain(some) for some in self.ranks.part(self.train_subset).split(chunk))
+        train_loss, _ = evaluate(model, criterion, train_chunks, self.ranks)
+        mine = self.ranks.part(range(dataset.num_test))
+        test_chunks = (dataset.test_chunk(i, min(i + chunk, mine.stop)) for i in mine[::chunk])
+        return train_loss, *evaluate(model, criterion, test_chunks, self.ranks)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {
+            "parts": self.parts.state_dict(),
+            "own_streams": self.ranks.list_all(self.parts.streams.own_state()),
+            "data_checksum": self.data_checksum,
+        }
+        self.ranks.attempt(lambda: checkpoint.save(self.folder, state) if self.ranks.is_first else None)
+        self.saved_at = time.monotonic()
+
+    def check_ranks(self) -> None:
+        """Raise UserError unless all ranks hold the same model; equal draws and gradients keep it the same."""
+        if self.ranks.size > 1:
+            total = torch.stack([p.detach().double().sum() for p in self.parts.model.parameters()]).sum()
+            if not self.ranks.agree((self.progress.examples_scored, repr(float(total)))):
+                raise UserError(
+                    f"{self.folder.name}: after update {self.progress.updates} the processes hold different models; "
+                    "numerics=reproducible keeps them alike"
+                )
+
+    def append(self, kind: str, **values: Any) -> Row:
+        """Add a row to the record, on all ranks or none."""
+        return self.ranks.attempt(lambda: self.record.append(kind, **values))
+
+    def concurrent_runs(self) -> int:
+        """Return the largest number of runs, this one included, that have trained on this device at once so far."""
+        return max(self.concurrent_before, self.count_runs())
 
 
 def now() -> str:
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """The values that pass between data, samplers and the training loop.
 
-Symbols in shape comments, here and everywhere: N training examples, b batch, B pool, C classes, D features, V view
-parameters.
+All shapes use these symbols: N training examples, b batch, B pool, C classes, D features, V parameters of a view; n and
+k are any numbers of examples.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as the model will see them. A view is the augmentation that produced an input."""
+    """Examples as the model sees them. A view holds the parameters of the augmentation that made an input."""
 
     indices: Tensor  # (n,) int64, into the training set (or its slots)
     inputs: Tensor  # (n, ...) float32: augmented and normalised
@@ -25,12 +25,12 @@ class Batch:
         return len(self.indices)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that a batch consists of, by name."""
+        """Return the tensors of the batch, by name."""
         return dict(vars(self))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Batch":
-        """Return the batch that consists of these."""
+        """Return the batch that has these tensors."""
         return cls(**tensors)
 
     def split(self, size: int) -> list["Batch"]:
@@ -43,32 +43,32 @@ class Batch:
         return Batch(self.indices[positions], self.inputs[positions], self.targets[positions], self.views[positions])
 
     def join(self, other: "Batch") -> "Batch":
-        """Return these examples and then those of another batch."""
+        """Return these examples, followed by the other batch."""
         return Batch(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sampler decided for one update. The objective is mean(weights * losses)."""
+    """The examples and weights that a sampler chose for one update. The objective is mean(weights * losses)."""
 
     batch: Batch
     weights: Tensor  # (n,) float32
-    memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ...) each: what the method must recall of this draw
+    memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ...) each: what `observe` needs to know of this draw
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that a draw consists of, by name."""
+        """Return the tensors of the draw, by name."""
         return {**self.batch.tensors(), "weights": self.weights, **self.memo}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Draw":
-        """Return the draw that consists of these."""
+        """Return the draw that has these tensors."""
         memo = dict(tensors)
         batch = Batch.of({name: memo.pop(name) for name in Batch.__dataclass_fields__})
         return cls(batch, memo.pop("weights"), memo)
 
 
 class Forward(NamedTuple):
-    """What a forward pass leaves for the per-example signals."""
+    """The result of a forward pass, from which per-example signals follow."""
 
     logits: Tensor  # (n, C)
     features: Tensor  # (n, D): input of the last linear layer
@@ -76,7 +76,7 @@ class Forward(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far a run has come. `effective_updates` sums the gains (equal to `updates` where a method has none)."""
+    """How far a run has come. `effective_updates` is the sum of the gains; without gains it equals `updates`."""
 
     num_examples: int
     updates: int = 0

@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors compute on the CPU, and an account is kept of where they would lie.
+"""A pretended GPU: tensors compute on the CPU, and carry the device on which they would lie.
 
 What goes wrong on a real one goes wrong here: tensors of two devices in one operation, generators of the wrong device,
 `numpy()` of a tensor on the device, operations that refuse deterministic algorithms on CUDA and, while a graph is

@@ -1,4 +1,4 @@
-"""The benchmark suite: what it compares is the same work, and what it reports is what it measured."""
+"""The benchmark suite compares the same work, and reports its measurements."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Runs that train at the same time on one device know of each other."""
+"""Runs on one device count each other."""
 
 import signal
 import subprocess

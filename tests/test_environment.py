@@ -1,4 +1,4 @@
-"""What a run notes about its machine: documented, quick, never fatal, nothing private."""
+"""The facts that a run records about its machine: documented, quick, never fatal, nothing private."""
 
 import json
 import re

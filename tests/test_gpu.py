@@ -1,4 +1,4 @@
-"""Whole runs on a GPU that is not there, and the same runs without it: the same bits, and nothing that CUDA refuses."""
+"""Whole runs on a pretended GPU and on the CPU give the same bits, and do nothing that CUDA refuses."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What every probe owes, whatever it looks at: one suite over all of conf/probe."""
+"""What every probe owes, whatever it measures: one suite over all of conf/probe."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ every_probe = pytest.mark.parametrize("probe", PROBES)
 
 
 def tiny_probe(probe: str) -> list[str]:
-    """Return the overrides of a tiny run that the probe can look at."""
+    """Return the overrides of a tiny run that the probe can measure."""
     text = (config_folder() / "probe" / f"{probe}.yaml").read_text()
     sizes = [f"probe.{key}={value}" for key, value in SIZES.items() if f"\n{key}:" in text]
     overrides = [*TINY, "augmentation=crop", f"probe={probe}", *sizes]
@@ -48,7 +48,7 @@ def modes(parts: Parts) -> list[bool]:
 
 
 def record_with_evaluation(parts: Parts, folder: Path) -> Path:
-    """Write what a run's record holds where a probe looks."""
+    """Write what a run's record holds where a probe measures."""
     record = Record(folder / "record.jsonl")
     record.append("start", resumed_at=0)
     record.append("evaluation", updates=parts.progress.updates)
@@ -56,11 +56,11 @@ def record_with_evaluation(parts: Parts, folder: Path) -> Path:
 
 
 @every_probe
-def test_looking_leaves_no_trace(probe: str, tmp_path: Path) -> None:
-    looking, parts = make_probe(tiny_probe(probe))
+def test_measuring_leaves_no_trace(probe: str, tmp_path: Path) -> None:
+    instance, parts = make_probe(tiny_probe(probe))
     train_parts(parts)
     before, modes_before = copy.deepcopy(parts.state_dict()), modes(parts)
-    looking.look(parts, record_with_evaluation(parts, tmp_path))
+    instance.measure(parts, record_with_evaluation(parts, tmp_path))
     pairs = list(zip(tensors(before), tensors(parts.state_dict()), strict=True))
     assert len(pairs) > 10 and all(torch.equal(one, other) for one, other in pairs)
     assert modes(parts) == modes_before
@@ -68,9 +68,9 @@ def test_looking_leaves_no_trace(probe: str, tmp_path: Path) -> None:
 
 @every_probe
 def test_rows_are_plain(probe: str, tmp_path: Path) -> None:
-    looking, parts = make_probe(tiny_probe(probe))
+    instance, parts = make_probe(tiny_probe(probe))
     record_with_evaluation(parts, tmp_path)
-    rows = looking.look(parts, tmp_path)
+    rows = instance.measure(parts, tmp_path)
     assert bool(rows) == (probe not in ("none", "loss_patterns"))  # which has nothing to compare with at first
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     for row in rows:
@@ -86,10 +86,10 @@ def train(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     return read_rows(outcome.folder / "record.jsonl")
 
 
-def looks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the probe rows that count: those beside an evaluation that does."""
-    counted = {(row["attempt"], row["updates"]) for row in effective_rows(rows)}
-    return [row for row in rows if row["kind"] == "probe" and (row["attempt"], row["updates"]) in counted]
+    beside = {(row["attempt"], row["updates"]) for row in effective_rows(rows)}
+    return [row for row in rows if row["kind"] == "probe" and (row["attempt"], row["updates"]) in beside]
 
 
 @every_probe
@@ -98,13 +98,13 @@ def test_a_run_is_the_same_with_and_without(probe: str, tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", *(word for word in overrides if not word.startswith("probe")))
     watched = train(tmp_path / "watched", *overrides)
     assert comparable(effective_rows(watched)) == comparable(effective_rows(plain))
-    assert {row["updates"] for row in looks(watched)} <= {0, 8, 16, 24, 32, 40}
-    assert all(row["epoch"] == row["updates"] * 16 / 160 for row in looks(watched))
+    assert {row["updates"] for row in counted(watched)} <= {0, 8, 16, 24, 32, 40}
+    assert all(row["epoch"] == row["updates"] * 16 / 160 for row in counted(watched))
 
 
 @every_probe
 @pytest.mark.parametrize("at", [1, 3])
-def test_an_interrupted_run_has_the_same_looks(probe: str, at: int, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_has_the_same_probe_rows(probe: str, at: int, tmp_path: Path, monkeypatch) -> None:
     overrides = tiny_probe(probe)
     whole = train(tmp_path / "whole", *overrides)
     original, evaluations = Record.append, []
@@ -121,5 +121,5 @@ def test_an_interrupted_run_has_the_same_looks(probe: str, at: int, tmp_path: Pa
         train(tmp_path / "parts", *overrides)
     again = train(tmp_path / "parts", *overrides)
     assert sum(row["kind"] == "start" for row in again) == 2
-    assert comparable(looks(again)) == comparable(looks(whole))
+    assert comparable(counted(again)) == comparable(counted(whole))
     assert comparable(effective_rows(again)) == comparable(effective_rows(whole))

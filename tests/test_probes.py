@@ -1,4 +1,4 @@
-"""Probes against slow versions of what they measure, one example at a time; and that looking leaves no trace."""
+"""Probes against slow versions, one example at a time. Measuring leaves no trace."""
 
 import copy
 import itertools
@@ -70,7 +70,7 @@ def counts(folder: Path, attempt: int, resumed_at: int, *updates: int) -> None:
         record.append("evaluation", updates=u)
 
 
-def test_looking_leaves_no_trace(tmp_path: Path) -> None:
+def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
     plain = cnn7()
     train_parts(plain, points=1)
     plain_state = copy.deepcopy(plain.state_dict())  # dropout's stream is global
@@ -79,11 +79,11 @@ def test_looking_leaves_no_trace(tmp_path: Path) -> None:
     counts(tmp_path, 1, 0, *range(12))
     seen = []
 
-    def look(rate: float, gain: float) -> None:
-        seen.extend(row for probe in probes for row in probe.look(watched, tmp_path))
+    def measure(rate: float, gain: float) -> None:
+        seen.extend(row for probe in probes for row in probe.measure(watched, tmp_path))
 
-    look(0.0, 1.0)
-    train_parts(watched, look, points=4)
+    measure(0.0, 1.0)
+    train_parts(watched, measure, points=4)
     assert len(seen) == 5 * (1 + 4 + 10) + 10 * (1 + 2 + 3 + 4)
     assert watched.model.training and watched.progress.examples_scored == 0
     states = [plain_state, watched.state_dict()]
@@ -92,22 +92,22 @@ def test_looking_leaves_no_trace(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*map(tensors, states), strict=True))
 
 
-def test_looking_twice_shows_the_same(tmp_path: Path) -> None:
+def test_measuring_twice_gives_the_same(tmp_path: Path) -> None:
     parts = cnn7()
     train_parts(parts)
     for probe in make_probes(parts):
-        first = probe.look(parts, tmp_path)
+        first = probe.measure(parts, tmp_path)
         torch.rand(3)  # a resumed run has come by another way
-        assert probe.look(parts, tmp_path) == first, type(probe).__name__
+        assert probe.measure(parts, tmp_path) == first, type(probe).__name__
         json.dumps(first, allow_nan=False)
 
 
-def test_other_looks_have_other_pools() -> None:
+def test_other_measurements_have_other_pools() -> None:
     parts = tiny()
     probe = GradientVariance(32, 8, 2, SIGNALS)
-    before = probe.look(parts, Path())
+    before = probe.measure(parts, Path())
     parts.progress.updates += 1
-    assert probe.look(parts, Path()) != before
+    assert probe.measure(parts, Path()) != before
 
 
 def test_scores_are_those_of_each_example() -> None:
@@ -115,7 +115,7 @@ def test_scores_are_those_of_each_example() -> None:
     train_parts(parts)
     probe = Scores(12, SIGNALS)
     probe.allocate(parts)
-    (row,) = probe.look(parts, Path())
+    (row,) = probe.measure(parts, Path())
     assert list(row) == ["index", "label", *SIGNALS] and len(set(row["index"])) == 12
     assert row["index"] == sorted(row["index"])
     for position, index in enumerate(row["index"]):
@@ -134,7 +134,7 @@ def test_the_subset_is_the_same_in_every_run_and_can_be_everything() -> None:
         parts = build_parts(*TINY, f"seed={seed}")
         probe = Scores(examples, ["loss"])
         probe.allocate(parts)
-        rows += probe.look(parts, Path())
+        rows += probe.measure(parts, Path())
     assert rows[0]["index"] == rows[1]["index"] and rows[0]["loss"] != rows[1]["loss"]
     assert rows[2]["index"] == list(range(160)) and len(rows[2]["loss"]) == 160
     assert rows[0]["index"] != list(range(30))
@@ -150,7 +150,7 @@ def test_distances_have_the_expectation_of_all_possible_batches(signal: str) -> 
     """Three examples, batches of two: nine batches, each with its probability, weights and distance."""
     parts = tiny("dataset.num_examples=3", "batch_size=2", "budget.limit=4")
     repeats = 1500
-    rows = GradientVariance(3, 2, repeats, [signal]).look(parts, Path())
+    rows = GradientVariance(3, 2, repeats, [signal]).measure(parts, Path())
     assert [row["signal"] for row in rows] == ["uniform", signal]
 
     gradients = [example_gradient(parts, index) for index in range(3)]
@@ -175,7 +175,7 @@ def test_distances_have_the_expectation_of_all_possible_batches(signal: str) -> 
 def test_the_gradient_norm_is_the_best_score_and_its_variance_is_known() -> None:
     """The root of the mean square would be sqrt((mean |g|)^2 - |mean g|^2) / sqrt(b); the mean is a little smaller."""
     parts = tiny("dataset.num_examples=64")
-    rows = GradientVariance(64, 8, 400, ["per_example_gradient_norm"]).look(parts, Path())
+    rows = GradientVariance(64, 8, 400, ["per_example_gradient_norm"]).measure(parts, Path())
     gradients = torch.stack([example_gradient(parts, index) for index in range(64)])
     norms, mean = gradients.norm(dim=1), gradients.mean(dim=0)
     for row, second_moment in zip(rows, (norms.square().mean(), norms.mean().square()), strict=True):
@@ -197,9 +197,9 @@ def test_chunks_do_not_change_a_gradient(monkeypatch) -> None:
         assert distance(gradient, [torch.zeros_like(part) for part in gradient]) == pytest.approx(float(flat.norm()))
 
 
-def test_recurrent_networks_can_be_looked_at() -> None:
+def test_recurrent_networks_can_be_measured() -> None:
     parts = build_parts(*TINY[:2], "dataset.shape=[6,1]", "model=lstm", "batch_size=16", "numerics.threads=1")
-    rows = GradientVariance(16, 4, 2, SIGNALS).look(parts, Path())
+    rows = GradientVariance(16, 4, 2, SIGNALS).measure(parts, Path())
     assert all(row["distance"] > 0 for row in rows)
 
 
@@ -214,41 +214,41 @@ def test_deciles_by_sorting() -> None:
 
 def test_shares_by_intersecting_sets() -> None:
     random = np.random.RandomState(4)
-    looks = random.randint(0, 3, (5, 60)).astype(np.uint8)
-    looks[1:, :30] = looks[0, :30]  # half of them never move
-    shares = lasting_shares(looks, 3)
+    history = random.randint(0, 3, (5, 60)).astype(np.uint8)
+    history[1:, :30] = history[0, :30]  # half of them never move
+    shares = lasting_shares(history, 3)
     assert len(shares) == 4
     for first in range(4):
         for decile in range(3):
-            sets = [{i for i in range(60) if look[i] == decile} for look in looks[first:]]
+            sets = [{i for i in range(60) if one[i] == decile} for one in history[first:]]
             expected = len(set.intersection(*sets)) / len(sets[0])
             assert shares[first][decile] == pytest.approx(expected)
 
 
-def look_at_losses(parts: Parts, losses: Tensor, updates: int, folder: Path, monkeypatch) -> list[dict]:
-    """Look at a run that has come to `updates` and has these losses."""
+def measure_losses(parts: Parts, losses: Tensor, updates: int, folder: Path, monkeypatch) -> list[dict]:
+    """Measure a run that has come to `updates` and has these losses."""
     monkeypatch.setattr(loss_patterns, "score", lambda *_: {"loss": losses})
     parts.progress.updates, parts.progress.examples_trained = updates, 16 * updates
-    return LossPatterns(4).look(parts, folder)
+    return LossPatterns(4).measure(parts, folder)
 
 
 def test_loss_patterns_count_each_boundary_once(tmp_path: Path, monkeypatch) -> None:
-    """Killed after the look at update 30, resumed at 10, past other boundaries, as under a budget in seconds."""
+    """Killed after the evaluation at update 30, resumed at 10, past other boundaries, as under a budget in seconds."""
     parts = build_parts(*TINY)
     generator = torch.Generator().manual_seed(5)
     losses = {u: torch.randn(160, generator=generator).cumsum(0) for u in (0, 10, 20, 25, 30, 35)}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     undisturbed.mkdir(), killed.mkdir()
     counts(undisturbed, 1, 0, 0, 10, 25, 35)
-    rows = {u: look_at_losses(parts, losses[u], u, undisturbed, monkeypatch) for u in (0, 10, 25, 35)}
+    rows = {u: measure_losses(parts, losses[u], u, undisturbed, monkeypatch) for u in (0, 10, 25, 35)}
     assert rows[0] == [] and [row["first_epoch"] for row in rows[35]] == [0.0] * 4 + [1.0] * 4 + [2.5] * 4
     assert [row["decile"] for row in rows[35]] == [1, 2, 3, 4] * 3
 
     counts(killed, 1, 0, 0, 10, 20, 30)
     for u in (0, 10, 20, 30):
-        look_at_losses(parts, losses[u], u, killed, monkeypatch)
+        measure_losses(parts, losses[u], u, killed, monkeypatch)
     counts(killed, 2, 10, 25, 35)
-    again = {u: look_at_losses(parts, losses[u], u, killed, monkeypatch) for u in (25, 35)}
+    again = {u: measure_losses(parts, losses[u], u, killed, monkeypatch) for u in (25, 35)}
     assert again == {u: rows[u] for u in (25, 35)}
 
 
@@ -259,42 +259,42 @@ def test_the_loss_deciles_are_those_of_the_examples_losses(tmp_path: Path) -> No
     probe.allocate(parts)
     tops = []
     for _ in range(2):
-        rows = probe.look(parts, tmp_path)
+        rows = probe.measure(parts, tmp_path)
         losses = [float(example_loss(parts, index).detach()) for index in range(160)]
         tops.append(set(sorted(range(160), key=lambda i: -losses[i])[:16]))
         train_parts(parts)
     assert rows[0] == {"first_epoch": 0.0, "decile": 1, "share": len(tops[0] & tops[1]) / 16}
 
 
-def test_a_killed_run_ends_with_the_same_looks(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_measurements(tmp_path: Path) -> None:
     overrides = ("probe=loss_patterns", "budget.limit=200", "evaluation.points=10")
     process = start(tmp_path / "killed", *overrides)
     wait_for_rows(tmp_path / "killed", 4)
     kill(process)
-    looks = []
+    measured = []
     for name in ("undisturbed", "killed"):
         outcome = run(compose_config(*RUN, *overrides, f"runs_dir={tmp_path / name}"))
         rows = [row for row in read_rows(outcome.folder / "record.jsonl") if row["kind"] == "probe"]
-        attempts = {row["updates"]: row.pop("attempt") for row in rows}  # the last that looked there
-        looks.append([row for row in rows if row["updates"] == 200])
-        assert len(looks[-1]) == 10 * 10 and set(attempts) == set(range(20, 201, 20))
-    assert looks[0] == looks[1] and attempts[20] == 1 and attempts[200] == 2
+        attempts = {row["updates"]: row.pop("attempt") for row in rows}  # the last that measured there
+        measured.append([row for row in rows if row["updates"] == 200])
+        assert len(measured[-1]) == 10 * 10 and set(attempts) == set(range(20, 201, 20))
+    assert measured[0] == measured[1] and attempts[20] == 1 and attempts[200] == 2
 
 
 def test_a_damaged_history_is_reported(tmp_path: Path) -> None:
     parts = build_parts(*TINY)
-    LossPatterns(10).look(parts, tmp_path)
+    LossPatterns(10).measure(parts, tmp_path)
     path = tmp_path / loss_patterns.FILE
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read; delete"):
-        LossPatterns(10).look(parts, tmp_path)
+        LossPatterns(10).measure(parts, tmp_path)
 
 
 def test_draws_are_the_extremes() -> None:
     parts = tiny("sampler=oracle")
     probe = Draws(7)
     probe.allocate(parts)
-    rows = probe.look(parts, Path())
+    rows = probe.measure(parts, Path())
     norms = parts.sampler.norms.double()
     order = sorted(range(160), key=lambda i: (float(norms[i]), i))
     assert [row["index"] for row in rows if row["rank"] == "rarely"] == order[:7]
@@ -308,7 +308,7 @@ def test_draws_are_the_extremes() -> None:
 
 
 def test_equal_probabilities_go_by_index() -> None:
-    rows = Draws(3).look(build_parts(*TINY), Path())
+    rows = Draws(3).measure(build_parts(*TINY), Path())
     assert [(row["rank"], row["index"], row["probability"]) for row in rows] == [
         (rank, index, 1.0) for rank in ("rarely", "often") for index in range(3)
     ]

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from isbench.data import files, readers, rotated
+from isbench.data import published, readers, rotated
 from isbench.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def write_mnist(data_dir, random, monkeypatch, name="MNIST", table=files.MNIST_FILES, train=20, test=10):
+def write_mnist(data_dir, random, monkeypatch, name="MNIST", table=published.MNIST_FILES, train=20, test=10):
     arrays = []
     for file, count in zip(table, (train, train, test, test), strict=True):
         shape = (count, 28, 28) if "images" in file else (count,)
@@ -77,11 +77,11 @@ def write_cifar(folder, table, labels, random, monkeypatch):
 
 def write_svhn(data_dir, random, monkeypatch):
     parts = {}
-    for file in files.SVHN_FILES:
+    for file in published.SVHN_FILES:
         images = random.integers(0, 256, (32, 32, 3, 11), dtype=np.uint8)
         labels = np.arange(1, 12, dtype=np.uint8).clip(max=10).reshape(-1, 1)
         savemat(data_dir / file, {"X": images, "y": labels})
-        monkeypatch.setitem(files.SVHN_FILES, file, md5(data_dir / file))
+        monkeypatch.setitem(published.SVHN_FILES, file, md5(data_dir / file))
         parts[file.split("_")[0]] = images, labels
     return parts
 
@@ -112,11 +112,11 @@ def write_mit67(folder, colours):
 
 def test_tables_are_torchvisions():
     """The checksums agree with those that torchvision carries."""
-    assert dict(datasets.FashionMNIST.resources) == files.FASHION_MNIST_FILES
-    assert [name.removesuffix(".gz") for name, _ in datasets.MNIST.resources] == list(files.MNIST_FILES)
-    for reader, table in ((datasets.CIFAR10, files.CIFAR10_FILES), (datasets.CIFAR100, files.CIFAR100_FILES)):
+    assert dict(datasets.FashionMNIST.resources) == published.FASHION_MNIST_FILES
+    assert [name.removesuffix(".gz") for name, _ in datasets.MNIST.resources] == list(published.MNIST_FILES)
+    for reader, table in ((datasets.CIFAR10, published.CIFAR10_FILES), (datasets.CIFAR100, published.CIFAR100_FILES)):
         assert dict(reader.train_list + reader.test_list) == table
-    assert {name: md5 for _, name, md5 in datasets.SVHN.split_list.values()} == files.SVHN_FILES
+    assert {name: md5 for _, name, md5 in datasets.SVHN.split_list.values()} == published.SVHN_FILES
 
 
 def test_mnist_reads_idx(tmp_path, random, monkeypatch):
@@ -129,9 +129,9 @@ def test_mnist_reads_idx(tmp_path, random, monkeypatch):
 
 
 def test_fashion_mnist_reads_compressed_or_unpacked(tmp_path, random, monkeypatch):
-    arrays = write_mnist(tmp_path, random, monkeypatch, "FashionMNIST", files.FASHION_MNIST_FILES)
+    arrays = write_mnist(tmp_path, random, monkeypatch, "FashionMNIST", published.FASHION_MNIST_FILES)
     assert np.array_equal(readers.fashion_mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
-    for name in files.FASHION_MNIST_FILES:
+    for name in published.FASHION_MNIST_FILES:
         path = tmp_path / "FashionMNIST" / "raw" / name
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
@@ -151,7 +151,7 @@ def test_read_idx_refuses_what_is_not_idx(tmp_path, content):
     path = tmp_path / "labels"
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
-        files.read_idx(path, md5(path))
+        published.read_idx(path, md5(path))
     assert_one_line(error, "labels", "damaged")
 
 
@@ -171,8 +171,8 @@ def test_pixel_mnist_is_one_permutation_of_mnist(tmp_path, random, monkeypatch):
 @pytest.mark.parametrize(
     "read, folder, table, labels",
     [
-        (readers.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES, "labels"),
-        (readers.cifar100, "cifar-100-python", files.CIFAR100_FILES, "fine_labels"),
+        (readers.cifar10, "cifar-10-batches-py", published.CIFAR10_FILES, "labels"),
+        (readers.cifar100, "cifar-100-python", published.CIFAR100_FILES, "fine_labels"),
     ],
 )
 def test_cifar_reads_pickles(tmp_path, random, monkeypatch, read, folder, table, labels):
@@ -277,11 +277,11 @@ def test_mit67_refuses_missing_and_damaged_images(tmp_path):
 @pytest.mark.parametrize(
     "read, folder, table",
     [
-        (readers.mnist, "MNIST/raw", files.MNIST_FILES),
-        (readers.fashion_mnist, "FashionMNIST/raw", files.FASHION_MNIST_FILES),
-        (readers.cifar10, "cifar-10-batches-py", files.CIFAR10_FILES),
-        (readers.cifar100, "cifar-100-python", files.CIFAR100_FILES),
-        (readers.svhn, ".", files.SVHN_FILES),
+        (readers.mnist, "MNIST/raw", published.MNIST_FILES),
+        (readers.fashion_mnist, "FashionMNIST/raw", published.FASHION_MNIST_FILES),
+        (readers.cifar10, "cifar-10-batches-py", published.CIFAR10_FILES),
+        (readers.cifar100, "cifar-100-python", published.CIFAR100_FILES),
+        (readers.svhn, ".", published.SVHN_FILES),
     ],
 )
 def test_missing_and_damaged_files_are_named_with_their_checksum(tmp_path, read, folder, table):

@@ -182,7 +182,7 @@ def test_an_attempt_supersedes_what_it_did_again() -> None:
 
 
 def test_effective_rows_of_random_histories() -> None:
-    """Against the definition: a row counts if no later attempt resumed before it or looked at the same place."""
+    """Against the definition: a row counts if no later attempt resumed before it or evaluated at the same place."""
     random_numbers = random.Random(1)
     for _ in range(200):
         rows: list[dict] = []
@@ -191,9 +191,9 @@ def test_effective_rows_of_random_histories() -> None:
             resumed_at = random_numbers.choice([0, random_numbers.randint(0, reached)])
             rows.append({"kind": "start", "attempt": attempt, "resumed_at": resumed_at})
             first = resumed_at if resumed_at == 0 else resumed_at + random_numbers.randint(1, 3)
-            looks = range(first, first + random_numbers.randint(0, 12), random_numbers.randint(1, 4))
-            rows += [evaluation(updates, attempt) for updates in looks]
-            reached = max([reached, *looks])
+            evaluated = range(first, first + random_numbers.randint(0, 12), random_numbers.randint(1, 4))
+            rows += [evaluation(updates, attempt) for updates in evaluated]
+            reached = max([reached, *evaluated])
         starts = [row for row in rows if row["kind"] == "start"]
         evaluations = [row for row in rows if row["kind"] == "evaluation"]
         expected = [

@@ -1,4 +1,4 @@
-"""Data sets in the memory of the host or on a disk: the same bits, the same run, a cache that is whole or not there."""
+"""Data sets in host memory or on a disk: the same bits and the same runs, and a cache that is whole or missing."""
 
 import json
 import mmap
@@ -76,16 +76,16 @@ def mapped_from(tensor):
 )
 def test_a_run_has_the_same_bits_wherever_its_data_is(sampler, choices):
     overrides = [choice for choice in tiny_overrides(sampler) if not choice.startswith("model")]
-    runs, looks = {}, {}
+    runs, fetched = {}, {}
     for residency in ("device", "host", "disk"):
         parts = build_parts(*overrides, *choices, f"dataset.residency={residency}")
         train_parts(parts)
         dataset = parts.dataset
-        looks[residency] = (*dataset.test_chunk(3, 9), *dataset.plain(torch.tensor([5, 0, 5])), dataset.test_inputs)
+        fetched[residency] = (*dataset.test_chunk(3, 9), *dataset.plain(torch.tensor([5, 0, 5])), dataset.test_inputs)
         runs[residency] = parts
     for residency in ("host", "disk"):
         assert same_state(runs["device"], runs[residency])
-        assert all(torch.equal(a, b) for a, b in zip(looks["device"], looks[residency], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(fetched["device"], fetched[residency], strict=True))
     assert len({parts.source.checksum() for parts in runs.values()}) == 1
     held = {residency: mapped_from(parts.dataset._images) for residency, parts in runs.items()}
     assert held == {"device": None, "host": None, "disk": "train_inputs.npy"}

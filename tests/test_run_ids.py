@@ -1,4 +1,4 @@
-"""The identity of a run is a promise: what results/ holds is found again by the same command, whatever moved since."""
+"""The same command always finds the same run in results/, whatever has moved in the code since."""
 
 from pathlib import Path
 

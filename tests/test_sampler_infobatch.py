@@ -1,4 +1,4 @@
-"""InfoBatch: whom it leaves out, that the rest makes up for it, and when it stops."""
+"""InfoBatch: which examples it prunes, the weights of the others, and when pruning stops."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Prioritized sampling: probabilities, weights, examples not seen yet, and what is and is not unbiased."""
+"""Prioritized sampling: probabilities, weights, unseen examples, and bias."""
 
 import math
 

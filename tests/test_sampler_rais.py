@@ -1,4 +1,4 @@
-"""RAIS: what it remembers, what it draws, what its weights and its gain ratio stand for."""
+"""RAIS: its history, its draws, its weights and its gain ratio."""
 
 import math
 import tracemalloc

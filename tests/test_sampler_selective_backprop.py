@@ -1,4 +1,4 @@
-"""Selective backprop: chances, the queue, and what must never hang."""
+"""Selective backprop: selection probabilities, the queue, and loops that must end."""
 
 from functools import reduce
 from typing import Any
@@ -46,8 +46,8 @@ def test_selected_share_of_stationary_losses(beta: float) -> None:
     while len(scored) < 120:
         drawn += len(parts.sampler.draw().batch)
     share = parts.sampler.diagnostics()["selected_share"]
-    seen = sum(len(batch) for batch, _ in scored)
-    assert share == pytest.approx((drawn + len(parts.sampler._queue)) / seen)
+    num_scored = sum(len(batch) for batch, _ in scored)
+    assert share == pytest.approx((drawn + len(parts.sampler._queue)) / num_scored)
     assert share == pytest.approx(1 / (beta + 1), abs=0.02)
 
 

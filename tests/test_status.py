@@ -1,4 +1,4 @@
-"""Where an experiment stands, told from its records alone, and what time it still takes."""
+"""The state of an experiment, from its records alone, and the time that it still needs."""
 
 import fcntl
 import os

@@ -1,1 +1,1 @@
-"""What a run past this machine asks of a sampler, and which method pays there: the numbers behind docs/scale.md."""
+"""The numbers of docs/scale.md: what a run too large for this machine asks of a sampler, and which method pays."""

@@ -1,7 +1,7 @@
-"""Plan a run past this machine: a sampler's memory, exchanges and bookkeeping, and which method pays, by formula.
+"""Plan a run too large for this machine: a sampler's memory, exchanges and bookkeeping, and which method pays.
 
-Prints the tables of docs/scale.md and renews them there. What can only be assumed about the run is an option. What was
-measured is kept in results/benchmarks/scale.json, and all tables follow from that; --measure renews it in some minutes.
+Prints the tables of docs/scale.md and renews them there. Options say what can only be assumed about the run. The tables
+follow from the measurements in results/benchmarks/scale.json; --measure renews those in some minutes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Constants for docs/scale.md: exchanges between two processes, a sampler's bookkeeping, and what scores remember.
+"""Measures the constants of docs/scale.md: exchanges, a sampler's bookkeeping, and how long scores stay true.
 
-Exchanges go over loopback, as wall-clock seconds; bookkeeping is CPU seconds of one thread. Kinds and payloads take
-turns, and medians are over rounds, since other programs may share the machine.
+Exchanges between two processes over loopback are wall-clock seconds; bookkeeping is CPU seconds of one thread. Other
+programs may share the machine, so kinds and payloads take turns, and medians are over rounds.
 """
 
 import json
@@ -31,19 +31,19 @@ CPU = torch.device("cpu")
 PAYLOADS = tuple(2**k for k in (3, 6, 9, 12, 15, 18, 21, 24, 26))  # bytes
 ROUNDS = 31
 BATCHES = 128, 1024, 8192
-SMALL, LARGE = 2**17, 2**21  # examples of the sets over which books are kept
+SMALL, LARGE = 2**17, 2**21  # examples of the sets for bookkeeping
 FIT_EXAMPLES = 20_000  # |D| of `rais`
 BOOKS = "prioritized", "rais"
 EPOCHS = 3
 SEEDS = 0, 1, 2
 SIGNALS = "loss", "logit_gradient_norm"
-RESOLUTION = 2.0**-23  # below this a float32 score is noise, but its logarithm would rule the correlation
+RESOLUTION = 2.0**-23  # smaller float32 scores are noise, but their logarithms would rule the correlation
 POOL_OVER_BATCH = 5  # in the theme break_even
-STATES = "uniform", "infobatch", "prioritized", "rais", "upper_bound"  # whose memory is shown
+STATES = "uniform", "infobatch", "prioritized", "rais", "upper_bound"  # samplers whose memory is shown
 
 
 def measure() -> dict[str, Any]:
-    """Measure everything, one thing after the other."""
+    """Return all measurements."""
     torch.set_num_threads(1)
     facts = environment("cpu")
     books = [bookkeeping(sampler, batch, SMALL) for sampler in BOOKS for batch in BATCHES]
@@ -59,7 +59,7 @@ def measure() -> dict[str, Any]:
 
 
 def taken(results: Path) -> dict[str, Any]:
-    """Return what the other benchmarks have measured."""
+    """Return the measurements of other benchmarks."""
     themes = json.loads((results / "summary.json").read_text())["cpu"]
     medians = {row["what"]: row["median"] for theme in ("memory", "break_even") for row in themes[theme]["rows"]}
     taus = {name: value for name, value in medians.items() if name.endswith(": break-even tau")}
@@ -86,7 +86,7 @@ def exchanges(payloads: Sequence[int] = PAYLOADS, rounds: int = ROUNDS) -> list[
 
 
 def _exchange(rank: int, folder: str, payloads: Sequence[int], rounds: int) -> None:
-    """Be one of two processes; the first writes down the seconds."""
+    """Be one of two processes; the first writes the seconds to a file."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -108,9 +108,9 @@ def _exchange(rank: int, folder: str, payloads: Sequence[int], rounds: int) -> N
 
 
 def bookkeeping(name: str, batch: int, num_examples: int, rounds: int = 7) -> dict[str, Any]:
-    """Return the seconds per update of a sampler's draw, observe and gain beyond a uniform draw and its fetching.
+    """Return the seconds per update of a sampler's draw, observe and gain, minus those of a uniform draw.
 
-    Once every example was seen, over whole periods of what `rais` does now and then.
+    They are measured after every example was drawn, over whole periods of the fits of `rais`.
     """
     parts = make_parts(
         CPU,
@@ -122,7 +122,7 @@ def bookkeeping(name: str, batch: int, num_examples: int, rounds: int = 7) -> di
         "model.hidden=[4]",
         f"batch_size={batch}",
         f"sampler={name}",
-        *(["sampler.calibration=none"] if name == "rais" else []),  # passes through the network, not bookkeeping
+        *(["sampler.calibration=none"] if name == "rais" else []),  # it calibrates by forward passes
         "numerics.threads=1",
     )
     sampler, workspace, progress = parts.sampler, parts.workspace, parts.progress
@@ -152,26 +152,26 @@ def bookkeeping(name: str, batch: int, num_examples: int, rounds: int = 7) -> di
 
 
 def visits() -> list[dict[str, Any]]:
-    """Train LeNet for some epochs with uniform batches; compare the scores of all examples at their ends."""
+    """Train LeNet for some epochs with uniform batches; compare all examples' scores at the ends of epochs."""
     dataset, rows = "mnist" if os.environ.get("ISBENCH_DATA") else "mnist5k", []
     for seed in SEEDS:
         parts = make_parts(CPU, f"dataset={dataset}", "model=lenet", f"seed={seed}", "numerics.threads=1")
-        loop, looks = isbench_loop(parts), []
+        loop, ends = isbench_loop(parts), []
         updates = round(parts.dataset.num_examples / parts.workspace.batch_size)
         for _ in range(EPOCHS):
             loop(updates)
             scores = {signal: parts.workspace.score_dataset(signal).double() for signal in SIGNALS}
-            looks.append({signal: values.clamp(min=RESOLUTION).numpy() for signal, values in scores.items()})
+            ends.append({signal: values.clamp(min=RESOLUTION).numpy() for signal, values in scores.items()})
         for signal in SIGNALS:
             for first, last in ((1, 2), (2, 3), (1, 3)):
                 key = {"dataset": dataset, "seed": seed, "signal": signal, "from": first, "to": last}
-                found = compared(looks[first - 1][signal], looks[last - 1][signal])
+                found = compared(ends[first - 1][signal], ends[last - 1][signal])
                 rows.append({**key, "updates_per_epoch": updates, **found})
     return rows
 
 
 def compared(before: np.ndarray, now: np.ndarray) -> dict[str, float]:
-    """Return what the scores (N,) of one visit would have gained at a later one, and what formulas need for it."""
+    """Return the gain that the scores (N,) `before` would bring `now`, and the parameters of the formulas."""
     rho = float(np.corrcoef(np.log(before), np.log(now))[0, 1])
     tau2 = float((now**2).mean() / now.mean() ** 2)
     exponents = np.linspace(0, 1, 41)
@@ -189,6 +189,6 @@ def compared(before: np.ndarray, now: np.ndarray) -> dict[str, float]:
 
 
 def remembered_gain(before: np.ndarray, now: np.ndarray, exponent: float) -> float:
-    """Return by what a draw in proportion to `before` ** exponent (N,) divides the mean square of `now` (N,)."""
+    """Return by which factor a draw in proportion to `before` ** exponent divides the mean square of `now`; (N,)."""
     scores = before**exponent
     return float((now**2).mean() / (scores.mean() * (now**2 / scores).mean()))

@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/scale.md: functions of what results/benchmarks/scale.json holds, nothing else."""
+"""The tables and the picture of docs/scale.md, as functions of results/benchmarks/scale.json."""
 
 import math
 import re
@@ -29,7 +29,7 @@ from benchmarks.summary import number
 from isbench.report.curves import INK, STYLES
 
 Content = dict[str, Any]
-MODEL = "resnet18"  # whose forward share of a step stands for that of the planned network
+MODEL = "resnet18"  # the planned network gets this one's share of a forward pass in a step
 TAU2 = 1.5, 2.0, 3.0, 5.0, 10.0, 20.0
 SHOWN_TAU2 = 10.0
 SMALL_SHARE = 0.05  # of a step
@@ -42,7 +42,7 @@ def assumed(value: float, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """The run to plan for. Nothing in it is measured."""
+    """The planned run. Nothing in it is measured."""
 
     examples: float = assumed(1e9, "N, training examples")
     ranks: float = assumed(64, "K, processes with a GPU each")
@@ -74,7 +74,7 @@ def tables(content: Content) -> dict[str, str]:
 
 
 def renewed(page: str, content: Content) -> str:
-    """Return the page with its tables, between comments that name them, made anew."""
+    """Return the page with new tables. Comments in the page name the place of each."""
     for name, text in tables(content).items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         page = re.sub(f"{start}.*{end}", f"{start}\n{text}\n{end}", page, flags=re.DOTALL)
@@ -107,7 +107,7 @@ def constants(content: Content) -> str:
         )
     shares = ", ".join(f"{share:.2f} ({model})" for model, share in content["taken"]["forward_share"].items())
     rows.append(("f, share of a forward pass in an example's training step", shares))
-    rows.append(("a look of `rais` at all examples", f"{quantity(sweep_seconds(content), 's')} per example"))
+    rows.append(("a sweep of `rais` over all examples", f"{quantity(sweep_seconds(content), 's')} per example"))
     machine = measured["machine"]
     where = f"{machine['cpu']}, {machine['logical_cores']} cores, torch {machine['torch']}, {measured['date']}"
     load = f"load average {measured['load_average'][0]:g}"
@@ -167,8 +167,8 @@ def bookkeeping(plan: Plan, content: Content) -> str:
     whole = f"With signals and cold caches an update of LeNet, b = 128, takes {ratios} times as long as a uniform one."
     enough = plan.batch * plan.examples * sweep_seconds(content) / (SMALL_SHARE * plan.step_seconds) / 1e6
     limits = f"{number(enough)} million; if sharded, {number(enough / plan.ranks)} million"
-    looks = f"For looks of at most {100 * SMALL_SHARE:g} % of a step `sampler.fit_examples` has to be {limits}."
-    return f"{table(head, rows)}\n\n{whole} {looks}"
+    sweeps = f"For sweeps of at most {100 * SMALL_SHARE:g} % of a step `sampler.fit_examples` has to be {limits}."
+    return f"{table(head, rows)}\n\n{whole} {sweeps}"
 
 
 def methods(plan: Plan, content: Content) -> str:
@@ -254,7 +254,7 @@ def picture(content: Content) -> Figure:
 
 
 def fitted_network(points: Iterable[dict[str, Any]], kind: str) -> tuple[float, float]:
-    """Return the latency and bandwidth with which the formula is relatively closest to two processes' seconds."""
+    """Return the latency and bandwidth that fit the formula to two processes' seconds, by relative least squares."""
     mine = [point for point in points if point["kind"] == kind]
     parts = [[EXCHANGES[kind](p["bytes"], 2, 1, math.inf), EXCHANGES[kind](p["bytes"], 2, 0, 1)] for p in mine]
     seconds = np.array([[p["seconds"]] for p in mine])
@@ -263,7 +263,7 @@ def fitted_network(points: Iterable[dict[str, Any]], kind: str) -> tuple[float, 
 
 
 def bookkeeping_seconds(plan: Plan, content: Content, what: str, parts: float) -> float:
-    """Return the host's seconds per update where each rank keeps the books of 1 / parts of all examples."""
+    """Return the host's seconds per update if each rank keeps the state of 1 / parts of all examples."""
     batch, examples = plan.batch / parts, plan.examples / parts
     rows = [row for row in content["measured"]["bookkeeping"] if row["what"] == what and row["examples"] == SMALL]
     seconds = power_law([(row["batch"], row["seconds"]) for row in rows], batch)
@@ -276,14 +276,14 @@ def bookkeeping_seconds(plan: Plan, content: Content, what: str, parts: float) -
 
 
 def sweep_seconds(content: Content) -> float:
-    """Return what `rais` takes per example, once a fit, to predict all examples: from sets of two sizes."""
+    """Return the seconds per example of a sweep of `rais`, its prediction for all examples after each fit."""
     rows = content["measured"]["bookkeeping"]
     of = {row["examples"]: row["seconds"] for row in rows if (row["what"], row["batch"]) == ("rais", BATCHES[-1])}
     return (of[LARGE] - of[SMALL]) * math.ceil(FIT_EXAMPLES / BATCHES[-1]) / (LARGE - SMALL)
 
 
 def costs(plan: Plan, content: Content) -> tuple[float, float]:
-    """Return how many uniform updates one of presampling costs, and one of `prioritized`."""
+    """Return the cost of an update with presampling and of one with `prioritized`, in uniform updates."""
     network = plan.ranks, plan.latency, plan.bandwidth
     scoring = plan.pool / plan.batch * content["taken"]["forward_share"][MODEL]
     books = bookkeeping_seconds(plan, content, "prioritized", 1)

@@ -1,7 +1,7 @@
-"""Augmentations as two pure batched functions: `draw_views` holds all the randomness, `apply` has none.
+"""Augmentations of batches of images, in two steps: `draw_views` is random, `apply` is not.
 
-So a view can be drawn before the example is chosen, stored, scored and then trained on unchanged. Images stay in units
-of 0..255 and are normalised afterwards: padding with zeros is padding with black.
+A view holds the random parameters of one augmentation. So a sampler can draw a view, score the example under it, and
+later train on the same pixels. Images keep the units 0..255 and are normalised afterwards, so zero padding is black.
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,32 @@ from isbench.errors import Incompatible
 
 
 class Augmentation:
-    """No augmentation; the base of the others. V is `num_parameters`."""
+    """No augmentation; the base class of the others. V is `num_parameters`."""
 
     num_parameters: int = 0
 
     def check(self, input_shape: Sequence[int]) -> None:
-        """Raise Incompatible where inputs of this shape, without the batch, cannot be augmented."""
+        """Raise Incompatible if inputs of this shape (of one example) cannot be augmented."""
 
     def draw_views(self, k: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw the parameters of `k` augmentations, (k, V) float32. The generator must live on `device`."""
         return torch.empty(k, 0, device=device)
 
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
-        """Augment uint8 images (k, C, H, W), each by its row of views (k, V); uint8 or float32 in units of 0..255."""
+        """Return uint8 images (k, C, H, W), augmented by views (k, V): uint8 or float32, in units of 0..255."""
         return images
 
     def offset(self, views: Tensor) -> Tensor | None:
-        """Return how far each view moves the image, in pixels (k,), or None where nothing is moved."""
+        """Return how far each view moves its image, in pixels (k,), or None if this augmentation moves nothing."""
         return None
 
 
 class Shift(Augmentation):
-    """Move an image by whole pixels, up to `pixels` each way, and perhaps mirror it.
+    """Move an image by whole pixels, up to `pixels` each way, then mirror half of the images if `flip`.
 
-    With padding "zeros" this is "pad, crop, flip" as in He et al. 2016; with "edge" the border is repeated, as in
-    Katharopoulos and Fleuret 2018, who shift by up to 10 % of the size. Theirs are fractions of a pixel, interpolated.
-    A view is (down, right, mirrored); the mirror comes after the move.
+    Padding "zeros" gives the "pad, crop, flip" of He et al. 2016. Padding "edge" repeats the border, as Katharopoulos
+    and Fleuret 2018 do; they shift by up to 10 % of the size, also by fractions of a pixel, which they interpolate.
+    A view is (down, right, mirrored).
     """
 
     def __init__(self, pixels: int, padding: Literal["zeros", "edge"], flip: bool) -> None:
@@ -64,8 +64,7 @@ class Shift(Augmentation):
         return views
 
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
-        # One gather over a flat index takes half the time of slicing windows and choosing the mirrored ones by `where`:
-        # 0.42 against 0.82 ms for 128 images of 3 x 32 x 32 on one thread.
+        # One gather over a flat index takes half the time of slicing windows and mirroring some by `where`.
         k, channels, height, width = images.shape
         down, right, mirrored = views[:, :3].long().unsqueeze(2).unbind(1)  # (k, 1) each
         columns = torch.arange(width, device=images.device)
@@ -85,10 +84,10 @@ class Shift(Augmentation):
 
 
 class ShiftCutout(Shift):
-    """Shift, then blank a square at a random place (DeVries and Taylor 2017), cut off at the border.
+    """Shift, then blank a square of `size` pixels at a random place (DeVries and Taylor 2017).
 
-    They fill with the mean colour of the data; here one grey `fill` of 0..255 stands for it. A view has two more
-    parameters, the centre of the square as fractions of height and width.
+    Deviation: they fill the square with the mean colour of the data, here with one grey `fill` (0..255). The square may
+    reach past the border. A view has two more parameters: the square's centre, as fractions of height and width.
     """
 
     def __init__(self, pixels: int, padding: Literal["zeros", "edge"], flip: bool, size: int, fill: int) -> None:
@@ -116,7 +115,7 @@ class ShiftCutout(Shift):
 
 
 class Rotation(Augmentation):
-    """Rotate about the centre by any angle, as Johnson and Guestrin 2018 do for rotated MNIST. A view is the angle."""
+    """Rotate an image by a random angle, as Johnson and Guestrin 2018 do for rotated MNIST. A view is the angle."""
 
     num_parameters = 1
 
@@ -131,12 +130,12 @@ class Rotation(Augmentation):
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate (k, C, H, W) counter-clockwise by angles (k,) in radians: bilinear, black outside; float32, same units."""
-    if not len(images):  # torch has no grid for none
+    """Rotate images (k, C, H, W) counter-clockwise by angles (k,) in radians. Bilinear, black outside, float32."""
+    if not len(images):  # affine_grid refuses an empty batch
         return images.float()
     height, width = images.shape[2:]
     sin, cos, zero = angles.sin(), angles.cos(), torch.zeros_like(angles)
-    # The affine map takes a point of the output to its source, both in units of half the width and half the height.
+    # The map takes a point of the output to its source. Its units are half the width and half the height.
     maps = torch.stack([cos, -sin * (height / width), zero, sin * (width / height), cos, zero], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,9 +1,9 @@
-"""Data sets on disk, mapped into memory by all who train on them, so that they may be larger than any memory.
+"""A cache of decoded data sets on disk. Processes map its files, so a data set may be larger than the memory.
 
-Each has a folder below `$ISBENCH_CACHE`, or below `cache` in the folder of all data: four .npy files and manifest.json.
-One process writes it, under another name until it is whole, while others wait. At each start the manifest must fit what
-the data is made from now, and sizes and times of the .npy files must be those of when they were written; where only a
-time differs, as that of a copy, the bytes are read and must have the recorded checksum. Else all is written again.
+Each data set has a folder in `$ISBENCH_CACHE`, by default in `cache` in the data folder: four .npy files and
+manifest.json. One process writes the folder, under another name until it is whole, while others wait. At each start the
+manifest must match the files that the data comes from, and the sizes and times of the .npy files. If only a time
+differs, as after a copy, the bytes must have the recorded checksum. Otherwise everything is written again.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ ELSEWHERE = "free some, or name another folder in the variable ISBENCH_CACHE"
 
 
 def cache_dir(data_dir: Path) -> Path:
-    """Return the folder of everything that is kept on disk."""
+    """Return the folder of the cache."""
     return Path(os.environ.get("ISBENCH_CACHE") or data_dir / "cache").expanduser()
 
 
@@ -55,9 +55,9 @@ def digest(*parts: object) -> str:
 def on_disk(
     read: Callable[[], Source], reader: Callable[..., Source], options: Mapping[str, Any], data_dir: Path
 ) -> Source:
-    """Return the data set that `read` returns, from disk; it is called where that is not there, or out of date.
+    """Return the data set of `read` from the cache. Call `read` and write the cache if it is missing or out of date.
 
-    Out of date is what other code than that of the `reader` and of the files beside it has written.
+    It is out of date when the code of the `reader`, or of the files beside it, has changed since.
     """
     kept = sorted((key, value) for key, value in options.items() if key != "download")
     folder = cache_dir(data_dir) / f"{reader.__name__}-{digest(reader.__module__, kept)[:8]}"
@@ -68,37 +68,38 @@ def on_disk(
         for name in ARRAYS:
             array = getattr(source, name).contiguous().numpy()
             path = part / f"{name}.npy"
-            path.unlink(missing_ok=True)  # a killed process may have read other files
+            path.unlink(missing_ok=True)  # a killed process may have written other data
             with growing(path, array.shape, array.dtype) as (file, _):
                 file.write(array.data)
         return source
 
     source = mapped(folder, digest(code), write)
-    with suppress(AttributeError):  # only glibc keeps what was freed, and gives it back
+    with suppress(AttributeError):  # only glibc keeps freed memory, and can give it back
         _libc.malloc_trim(0)
     return source
 
 
 def mapped(folder: Path, fingerprint: str, write: Callable[[Path], Source]) -> Source:
-    """Return the data set in `folder` with its inputs mapped, after having it written unless it is there.
+    """Return the data set in `folder` with its inputs mapped. Write it first if it is missing or out of date.
 
     Args:
-        fingerprint: 16 hex digits of what it is made from.
-        write: puts the four arrays into the folder given to it and returns the source. There it may find what a killed
-            process has written of the same fingerprint.
+        fingerprint: 16 hex digits that change when the data would.
+        write: writes the four arrays to a given folder and returns the source. The folder may hold part of them, if a
+            killed process has begun to write the same fingerprint.
 
-    Raises: DataError where the folder cannot be written.
+    Raises:
+        DataError: the folder cannot be written.
     """
     found = _open(folder, fingerprint)
     if isinstance(found, Source):
         return found
     with _alone(folder):
-        found = _open(folder, fingerprint)  # the process that was waited for may have written it
+        found = _open(folder, fingerprint)  # another process may have written it meanwhile
         if isinstance(found, Source):
             return found
         log.info("writing %s: %s", folder, found)
         part = folder.with_name(f"{folder.name}.{fingerprint}.part")
-        for stale in {folder, *folder.parent.glob(f"{folder.name}.*.part")} - {part}:  # their room may be needed
+        for stale in {folder, *folder.parent.glob(f"{folder.name}.*.part")} - {part}:  # to make room
             shutil.rmtree(stale, ignore_errors=True)
         _seal(part, write(part), fingerprint)
         part.rename(folder)
@@ -110,9 +111,10 @@ def mapped(folder: Path, fingerprint: str, write: Callable[[Path], Source]) -> S
 
 @contextmanager
 def growing(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a .npy file of this shape at the end of the whole rows that it has; yield it and how many those are.
+    """Open a .npy file of this shape, ready to append rows; yield the file and the number of whole rows it has.
 
-    Raises: DataError where it cannot be written, and before it is where it will not find room.
+    Raises:
+        DataError: the file cannot be written, or the disk has too little room for it.
     """
     header = BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
@@ -138,9 +140,10 @@ def growing(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[tuple[Bi
 
 
 def map_array(path: Path) -> Tensor:
-    """Return the array of a .npy file as a tensor that reads it from there. It cannot be written to.
+    """Return the array of a .npy file as a read-only tensor, mapped from the file.
 
-    Raises: OSError, ValueError or EOFError where the file is missing or too short.
+    Raises:
+        OSError, ValueError, EOFError: the file is missing or too short.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -148,9 +151,9 @@ def map_array(path: Path) -> Tensor:
 
 
 def read_ahead(array: Tensor, rows: Tensor) -> None:
-    """Have the system read these rows (k,) of a mapped array together, rather than each page once it is asked for.
+    """Have the system read these rows (k,) of a mapped array at once, instead of page after page as they are used.
 
-    Sorting the rows instead gains nothing; `python -m benchmarks residency` compares the ways.
+    To sort the rows gains nothing: `python -m benchmarks residency` compares both ways.
     """
     size = array[0].nbytes
     starts = (array.data_ptr() + rows * size) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -158,7 +161,7 @@ def read_ahead(array: Tensor, rows: Tensor) -> None:
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, list[int] | None]:
-    """Map each path to its size and time of change, None where it is missing."""
+    """Return size and time of change of each path, None if it is missing."""
     stamps: dict[str, list[int] | None] = {}
     for path in paths:
         stamps[str(path)] = None
@@ -169,7 +172,7 @@ def _stamps(paths: Iterable[Path]) -> dict[str, list[int] | None]:
 
 
 def _seal(part: Path, source: Source, fingerprint: str) -> None:
-    """Describe the arrays in `part`, which are now whole."""
+    """Write the manifest of the finished arrays in `part`."""
     manifest = {
         "fingerprint": fingerprint,
         "source": {name: getattr(source, name) for name in FACTS},
@@ -191,7 +194,7 @@ def _array_stamps(folder: Path) -> dict[str, list[int] | None]:
 
 
 def _open(folder: Path, fingerprint: str) -> Source | str:
-    """Map what `folder` keeps; or say why it has to be written."""
+    """Return the data set in `folder`, mapped, or the reason why it must be written."""
     if not folder.exists():
         return "it is not there yet"
     try:
@@ -199,14 +202,14 @@ def _open(folder: Path, fingerprint: str) -> Source | str:
         if manifest["fingerprint"] != fingerprint or manifest["files"] != _stamps(map(Path, manifest["files"])):
             return "the data, or what reads it, has changed"
         values: dict[str, Any] = {name: map_array(folder / f"{name}.npy") for name in ARRAYS}
-        values |= {name: values[name].clone() for name in ARRAYS if name.endswith("targets")}  # small, and often used
+        values |= {name: values[name].clone() for name in ARRAYS if name.endswith("targets")}  # small and often used
         values |= {name: tuple(v) if isinstance(v, list) else v for name, v in manifest["source"].items()}
         source = Source(**values, files=tuple(map(Path, manifest["files"])))
         if (stamps := _array_stamps(folder)) != manifest["arrays"]:
             log.info("reading all of %s, whose files were copied or changed", folder)
             if source.checksum() != manifest["checksum"]:
                 return "it is damaged: its checksum is not the recorded one"
-            with suppress(OSError):  # a folder that can only be read is verified again
+            with suppress(OSError):  # a read-only folder is checked again next time
                 _write_manifest(folder, manifest | {"arrays": stamps})
     except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
         return f"it is damaged: {error}"
@@ -215,7 +218,7 @@ def _open(folder: Path, fingerprint: str) -> Source | str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Be the only process that writes `folder`. The lock goes with the process, however that ends."""
+    """Be the only process that writes `folder`. The system releases the lock when the process ends."""
     path = folder.with_name(f"{folder.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Images in folders, one per class, named by a list file: decoded, shortened to one side and cropped to a square."""
+"""Decodes image files into squares of one size, in threads and with a progress display."""
 
 import logging
 import os
@@ -26,7 +26,8 @@ NUM_THREADS = os.cpu_count() or 1
 def read_list(path: Path, remedy: str) -> list[str]:
     """Return the lines of a list file, each <class>/<file>.
 
-    Raises: DataError where it is missing or empty.
+    Raises:
+        DataError: the file is missing or empty.
     """
     lines = path.read_text().split("\n") if path.is_file() else []
     names = [line.strip() for line in lines if line.strip()]
@@ -36,9 +37,10 @@ def read_list(path: Path, remedy: str) -> list[str]:
 
 
 def read_images(folder: Path, names: list[str], side: int, remedy: str) -> Tensor:
-    """Return (len(names), 3, side, side) uint8.
+    """Return the named images of `folder` as squares, (n, 3, side, side) uint8.
 
-    Raises: DataError where an image is missing or damaged.
+    Raises:
+        DataError: an image is missing or damaged.
     """
 
     def read(name: str) -> np.ndarray:
@@ -59,8 +61,8 @@ def read_images(folder: Path, names: list[str], side: int, remedy: str) -> Tenso
 
 
 def read_square(path: Path, side: int) -> np.ndarray:
-    """Return the centre square of an image as (3, side, side) uint8, its shorter side resized to `side` before."""
-    from PIL import Image  # few data sets need it
+    """Resize an image so that its shorter side is `side`; return the centre square, (3, side, side) uint8."""
+    from PIL import Image  # few data sets need this import
 
     with Image.open(path) as file:
         image = file.convert("RGB")
@@ -72,7 +74,7 @@ def read_square(path: Path, side: int) -> np.ndarray:
 
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:
-    """Yield function(item) in order, a few items ahead, however slowly they are taken. PIL lets threads run."""
+    """Yield function(item) in order, working a few items ahead. Threads help, since PIL releases the GIL."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         waiting: deque = deque()
         for item in items:
@@ -85,7 +87,7 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what shows how many of `total` are done: a bar on a terminal, else a line in the log now and then."""
+    """Yield a function that shows how many of `total` are done: in a bar on a terminal, else in lines of the log."""
     terminal = Console(file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, TimeRemainingColumn(), console=terminal, disable=not terminal.is_terminal)

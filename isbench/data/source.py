@@ -1,4 +1,4 @@
-"""A data set as every reader returns it: inputs as bytes and their targets, in memory or mapped from a disk."""
+"""`Source`: a data set as every reader returns it, bytes in memory or mapped from a disk."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Residency = Literal["device", "host", "disk"]  # where inputs wait to be fetched
+Residency = Literal["device", "host", "disk"]  # where the inputs lie during a run
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Source:
     mean: tuple[float, ...]  # per channel, or per feature of a sequence
     std: tuple[float, ...]
     provenance: str  # one line: which files, or how it was made
-    files: tuple[Path, ...] = ()  # the data, where no published checksum holds it fast: a copy is stale if these change
-    known_checksum: str | None = None  # of inputs too large to be read for it at every start
+    files: tuple[Path, ...] = ()  # files without a published checksum; if one changes, the cache is out of date
+    known_checksum: str | None = None  # saves reading large inputs at every start
 
     def checksum(self) -> str:
-        """Return 16 hex digits that tell two data sets apart, normalisation included."""
+        """Return 16 hex digits that differ between data sets, also if only the normalisation differs."""
         if self.known_checksum is not None:
             return self.known_checksum
         digest = hashlib.blake2b(repr((self.mean, self.std)).encode(), digest_size=8)
@@ -37,5 +37,5 @@ class Source:
         return digest.hexdigest()
 
     def in_memory(self) -> "Source":
-        """Return the same data set with inputs of its own in memory."""
+        """Return the data set with its inputs copied into memory."""
         return replace(self, train_inputs=self.train_inputs.clone(), test_inputs=self.test_inputs.clone())

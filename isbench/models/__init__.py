@@ -1,1 +1,1 @@
-"""Networks. Each is a `Classifier`: features, then one linear head."""
+"""The networks. Each is a `Classifier`: features, then one linear head."""

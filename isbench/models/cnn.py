@@ -1,4 +1,4 @@
-"""The small convolutional networks of the MNIST experiments: LeNet-5, the blog's ConvNet, and the rotated-MNIST CNN."""
+"""Small convolutional networks for MNIST and rotated MNIST."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from isbench.models.norm import make_norm
 class LeNet(Classifier):
     """LeNet-5 (LeCun et al. 1998), with ReLU and max pooling.
 
-    Images below 32 x 32 are padded by two pixels, as MNIST's 28 x 28 were in the paper.
+    Images smaller than 32 x 32 are padded by two pixels, as the paper pads MNIST.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
@@ -35,7 +35,7 @@ class LeNet(Classifier):
 
 
 class ConvNet(Classifier):
-    """The network of Kevin Zakka's blog post on importance sampling (2018), with He-normal weights."""
+    """The network of Zakka's blog post on importance sampling (2018), with He-normal weights."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class ConvNet(Classifier):
 
 
 class CNN7(Classifier):
-    """The seven-layer Z2 baseline of Cohen and Welling (2016), used for rotated MNIST by Johnson and Guestrin (2018).
+    """The Z2 baseline of Cohen and Welling (2016), which Johnson and Guestrin (2018) train on rotated MNIST.
 
-    Six unpadded 3x3 convolutions of 20 channels, each with norm and ReLU; max pooling after the second and, as in the
-    authors' code, dropout after all the others. Their seventh layer, a 4x4 convolution of the 4x4 map that is left of
-    28 x 28 pixels, is the head; of larger images more is left, and the head sees all of it.
+    Six unpadded 3x3 convolutions of 20 channels, each with norm and ReLU. Max pooling follows the second and, as in the
+    authors' code, dropout follows all others. The head is their seventh layer, a 4x4 convolution of the last map, which
+    is 4x4 for images of 28 x 28 pixels. The last map of larger images is larger, and the head sees all of it.
     """
 
     WIDTH = 20

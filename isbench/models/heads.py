@@ -1,8 +1,11 @@
-"""The protocol every network follows: a feature extractor and one linear head.
+"""The base class of all networks: a feature extractor and one linear head.
 
-Splitting them lets the last-layer signals (upper bound, last-layer gradient norm) come from one forward pass.
+The split lets one forward pass give the signals of the last layer (upper bound, last-layer gradient norm) too.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import Tensor, nn
 
 from isbench.types import Forward
@@ -37,3 +40,7 @@ class Classifier(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (n, C)."""
         return self.run(inputs).logits
+
+    def differentiable(self) -> AbstractContextManager:
+        """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
+        return torch.backends.cudnn.flags(enabled=False) if self.has_recurrent_layers else nullcontext()

@@ -1,4 +1,4 @@
-"""What several networks share: a check of the input's shape, convolutions without bias, and their initialisation."""
+"""Helpers of the networks: a check of the input's shape, convolutions without bias, and their initialisation."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def image_shape(
     """Return (channels, height, width) of a data set's images.
 
     Raises:
-        Incompatible: the inputs are no images, smaller than `at_least` pixels, or not of `channels` channels.
+        Incompatible: the inputs are no images, are smaller than `at_least` pixels, or lack `channels` channels.
     """
     if len(input_shape) == 3 and min(input_shape[1:]) >= at_least and channels in (None, input_shape[0]):
         num_channels, height, width = input_shape
@@ -34,12 +34,12 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    """Return the projection of a residual unit whose shape changes."""
+    """Return a 1x1 convolution without bias: the projection of a residual unit that changes the shape."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 def init_convolutions(model: nn.Module) -> None:
-    """Draw convolution weights as He et al. (2015) do for ReLU, with the fan-out of their residual networks."""
+    """Draw convolution weights as He et al. (2015) do for ReLU, by fan-out as in their residual networks."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

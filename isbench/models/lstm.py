@@ -1,8 +1,8 @@
-"""LSTM on sequences, or on images read pixel by pixel (permuted MNIST of Katharopoulos and Fleuret 2018, section 4.4).
+"""An LSTM for sequences, or for images pixel by pixel (permuted MNIST, Katharopoulos and Fleuret 2018, section 4.4).
 
-Weights start as in Keras, which the paper used: Glorot-uniform input weights, orthogonal recurrent weights, and forget
-gates with bias one, without which nothing is remembered over 784 steps. PyTorch's cell has two biases per gate where
-Keras has one; the second starts at zero.
+Weights start as in Keras, which the paper used: Glorot-uniform input weights, orthogonal recurrent weights, and a bias
+of one in the forget gates, without which the cell remembers nothing over 784 steps. PyTorch's cell has two biases per
+gate, Keras has one; the second starts at zero.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from isbench.models.heads import Classifier
 
 
 class LSTM(Classifier):
-    """One LSTM layer whose last hidden state is classified.
+    """One LSTM layer of width `hidden`; the head reads its last state.
 
-    Inputs are (n, T, F), or images (n, C, H, W), read row by row as H W steps of C values.
+    Inputs are sequences (n, T, F), or images (n, C, H, W), read row by row as H W steps of C values.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> None:

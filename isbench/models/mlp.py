@@ -1,4 +1,4 @@
-"""Multilayer perceptron with ReLU on inputs of any shape; without hidden layers it is softmax regression."""
+"""A multilayer perceptron with ReLU for inputs of any shape. Without hidden layers it is softmax regression."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from isbench.models.heads import Classifier
 
 
 class MLP(Classifier):
-    """Fully connected layers of the widths `hidden`, then the head."""
+    """Fully connected layers of widths `hidden`, then the head."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (256,)) -> None:
         super().__init__()

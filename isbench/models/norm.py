@@ -1,9 +1,9 @@
 """Normalisation layers for importance sampling.
 
-Batch statistics of an importance-sampled batch estimate the wrong distribution. `WeightedBatchNorm2d` corrects them
-with the examples' weights (Johnson and Guestrin 2018; that the weights are scaled to sum to one is our reading, the
-paper leaves it open), `SampleLayerNorm` avoids them (the code of Katharopoulos and Fleuret 2018), and
-`FrozenBatchNorm2d` ignores them (the same authors' fine-tuning).
+The statistics of an importance-sampled batch estimate the wrong distribution. `WeightedBatchNorm2d` corrects them by
+the examples' weights (Johnson and Guestrin 2018; the paper does not say how weights are scaled, here they sum to one).
+`SampleLayerNorm` needs none (code of Katharopoulos and Fleuret 2018). `FrozenBatchNorm2d` uses stored ones (the same
+authors, for fine-tuning).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from isbench.errors import ConfigError
 
 
 class SampleLayerNorm(nn.Module):
-    """Normalise each example over channels, height and width together; one gain in all, one bias per channel."""
+    """Normalise each example over channels, height and width; one gain for all channels, one bias for each."""
 
     def __init__(self, channels: int, eps: float = 1e-3) -> None:
         super().__init__()
@@ -30,23 +30,23 @@ class SampleLayerNorm(nn.Module):
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that uses its stored statistics in train mode too; scale and shift are trained."""
+    """Batch norm that uses its stored statistics in train mode too, and trains its scale and shift."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class WeightedNorm(torch.autograd.Function):
-    """Normalise by weighted batch statistics; both passes read the activations as few times as tensor operations can.
+    """Normalise by weighted batch statistics, with a backward pass of its own.
 
-    Left to autograd the backward pass takes two to eight times as long on a CPU. With fractions f_i, centred inputs
-    c = x - mean and s = weight / deviation, dx = s (dy - f_i / (H W) (sum(dy) + c sum(dy c) / variance)).
+    Autograd's backward pass takes two to eight times as long on a CPU. With fractions f_i, centred inputs c = x - mean
+    and s = weight / deviation, dx = s (dy - f_i / (H W) (sum(dy) + c sum(dy c) / variance)).
     """
 
     @staticmethod
     def forward(ctx, inputs, weight, bias, fractions, eps, add_up) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs (n, channels, H, W), mean and variance (channels,) of inputs weighted by fractions (n,)."""
-        # Not torch.var_mean, which takes longer than all else here together; no matmul, which autocast and TF32 round.
+        """Return outputs (n, channels, H, W), and the weighted mean and variance (channels,); fractions is (n,)."""
+        # torch.var_mean would take longer than all of this, and autocast and TF32 would round a matmul.
         per_example = fractions[:, None]
         mean = add_up((per_example * inputs.mean(dim=(2, 3))).sum(0))
         centred = inputs - mean[:, None, None]
@@ -72,27 +72,26 @@ class WeightedNorm(torch.autograd.Function):
 
 
 class WeightedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose batch statistics can weight the examples; see `StatisticsWeights`.
+    """Batch norm whose batch statistics weight the examples inside `StatisticsWeights.using`; else `nn.BatchNorm2d`.
 
-    Mean and variance use the weights w_i divided by their sum. The running variance uses Bessel's correction with
+    Mean and variance use the weights w_i divided by their sum. The running variance uses Bessel's correction, with
     sum(w) H W as the number of elements: importance weights 1 / (N p_i) average one, so their sum estimates how many
-    examples the batch stands for. Unit weights thus reproduce `nn.BatchNorm2d` exactly, and integer weights reproduce
-    repeated examples. (The two rule out a correction that ignores the scale of the weights: weights that are all two
-    mean every example twice.) Without weights, and in eval mode, this is `nn.BatchNorm2d`.
+    examples the batch stands for. Unit weights therefore reproduce `nn.BatchNorm2d`, and a weight of two counts an
+    example twice.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
-    example_weights: tuple[Tensor, Tensor] | None = None  # weights that sum to one (n,), their sum before that ()
-    add_up: Callable[[Tensor], Tensor] | None = None  # over the ranks that share the batch
+    example_weights: tuple[Tensor, Tensor] | None = None  # weights divided by their sum (n,); their sum ()
+    add_up: Callable[[Tensor], Tensor] | None = None  # sums over the ranks that share the batch
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.example_weights is None or not self.training:
             return super().forward(inputs)
         fractions, total = self.example_weights
-        # Under autocast inputs are half precision; like the built-in layer, keep statistics in the buffers' precision.
+        # Autocast gives inputs in half precision; the statistics keep the buffers' precision, as in the built-in layer.
         values = inputs.to(self.running_mean.dtype)
         outputs, mean, variance = WeightedNorm.apply(
             values, self.weight, self.bias, fractions, self.eps, self.add_up or _itself
@@ -101,8 +100,8 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
         return outputs.to(inputs.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, elements: Tensor) -> None:
-        """Move the running statistics towards those of a batch of `elements` values per channel."""
-        elements = elements.clamp(min=2)  # a batch of less has no unbiased variance
+        """Move the running statistics towards the batch's; `elements` is its number of values per channel."""
+        elements = elements.clamp(min=2)  # one value has no unbiased variance
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (elements / (elements - 1)), self.momentum)
@@ -113,15 +112,15 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 class SharedBatchNorm2d(WeightedBatchNorm2d):
-    """Plain batch norm over a batch that several ranks share: its examples weigh the same."""
+    """Plain batch norm over a batch that several ranks share: all examples weigh the same."""
 
 
 class StatisticsWeights:
-    """Hands the weights of a batch to the weighted norm layers of a model, collected once.
+    """Gives the weights of a batch to the weighted norm layers of a model.
 
     Args:
-        part: this rank's part of a tensor with a row for each example, where several share a batch.
-        add_up: sums a tensor over the ranks; without it each has the statistics of its own part.
+        part: returns this rank's part of a tensor (n, ...) if several ranks share a batch.
+        add_up: sums a tensor over the ranks; without it each rank uses the statistics of its own part.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class StatisticsWeights:
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
-        """Weight the batch statistics of the forward passes inside by `weights` (n,), positive, of the whole batch."""
+        """Weight the batch statistics of forward passes inside by `weights` (n,), positive, of the whole batch."""
         if not self.layers:
             yield
             return
@@ -162,13 +161,10 @@ class StatisticsWeights:
 
 
 def turn_batch_norm_into(kind: type[WeightedBatchNorm2d], model: nn.Module) -> None:
-    """Turn every `nn.BatchNorm2d` of a model into one of this kind, keeping its parameters and buffers.
-
-    Subclasses, such as frozen batch norm, stay what they are.
-    """
+    """Turn every `nn.BatchNorm2d` of a model into this kind. Its subclasses, such as frozen batch norm, stay."""
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:
-            # The subclass adds no state, so changing the class keeps every tensor, hook and reference.
+            # The subclass adds no state, so to change the class keeps every tensor, hook and reference.
             layer.__class__ = kind
 
 
@@ -176,10 +172,10 @@ NORMS = {"batch": nn.BatchNorm2d, "weighted": WeightedBatchNorm2d, "layer": Samp
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return a norm layer for maps of `channels` channels.
+    """Return a norm layer for `channels` channels; `kind` is batch, weighted, layer or none.
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: `kind` is unknown.
     """
     if kind not in NORMS:
         raise ConfigError(f"model.norm={kind} is unknown; valid: {', '.join(NORMS)}")

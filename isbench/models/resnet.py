@@ -1,7 +1,7 @@
-"""Residual networks: ResNet-18 for small images, after (He et al. 2016a) and before activation (2016b), and ResNet-50.
+"""Residual networks: ResNet-18 (He et al. 2016a), its pre-activation form (2016b), and ResNet-50.
 
-The 18-layer networks have the usual CIFAR stem, one 3x3 convolution and no pooling. ResNet-50 is torchvision's, for
-the fine-tuning of Katharopoulos and Fleuret (2018): ImageNet weights, a new head, batch norm with frozen statistics.
+The 18-layer networks have the usual CIFAR stem: one 3x3 convolution and no pooling. ResNet-50 is torchvision's, for the
+fine-tuning of Katharopoulos and Fleuret (2018): ImageNet weights, a new head, batch norm with frozen statistics.
 """
 
 import pickle
@@ -21,7 +21,7 @@ WIDTHS_18 = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """conv, norm, ReLU, conv, norm; plus the input, projected and normalised where the shape changes; ReLU."""
+    """conv, norm, ReLU, conv, norm; plus the input (projected and normalised if the shape changes); ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """norm, ReLU, conv, norm, ReLU, conv; plus the input, or the projected pre-activation where the shape changes."""
+    """norm, ReLU, conv, norm, ReLU, conv; plus the input, or the projected pre-activation if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class PreActResNet18(Classifier):
 class ResNet50(Classifier):
     """torchvision's ResNet-50 with a new head.
 
-    `weights` is the path of a state dict in torchvision's layout, or the name of a torchvision weights entry such as
-    IMAGENET1K_V1, which is downloaded. With `freeze_norm_statistics` the norm layers use the stored statistics in
-    train mode too; their scale and shift are trained.
+    `weights` is the path of a state dict in torchvision's layout, or the name of torchvision weights to download, such
+    as IMAGENET1K_V1. With `freeze_norm_statistics` the norm layers use the stored statistics in train mode too, and
+    train their scale and shift.
 
     Raises:
-        ConfigError: frozen statistics without weights.
-        DataError: the weights are missing, damaged or another network's.
+        ConfigError: statistics are to be frozen without weights.
+        DataError: the weights are missing, damaged or of another network.
     """
 
     def __init__(
@@ -137,14 +137,14 @@ def load_trunk(trunk: nn.Module, weights: str) -> None:
     """Load torchvision's ResNet-50 weights, except its head, into `trunk`.
 
     Raises:
-        DataError: the weights are missing, damaged or another network's.
+        DataError: the weights are missing, damaged or of another network.
     """
     given = {key: value for key, value in fetch_state_dict(weights).items() if not key.startswith("fc.")}
     expected = trunk.state_dict()
     wrong = [
         key
         for key in sorted(expected.keys() | given.keys())
-        # Files older than the batch counters lack them; load_state_dict then starts them at zero.
+        # Old files lack the batch counters; load_state_dict then starts them at zero.
         if not key.endswith("num_batches_tracked")
         and (key not in expected or key not in given or expected[key].shape != given[key].shape)
     ]
@@ -157,7 +157,7 @@ def load_trunk(trunk: nn.Module, weights: str) -> None:
 
 
 def fetch_state_dict(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a file, or download it if `weights` names a torchvision entry."""
+    """Return the state dict in the file `weights`, or download it if `weights` names torchvision weights."""
     entries = torchvision.models.ResNet50_Weights.__members__
     try:
         if weights in entries:

@@ -1,7 +1,7 @@
-"""Wide residual network (Zagoruyko and Komodakis 2016) as laid out in the code of Katharopoulos and Fleuret (2018).
+"""Wide residual network (Zagoruyko and Komodakis 2016), as in the code of Katharopoulos and Fleuret (2018).
 
-Their projections read the unit's input, not its pre-activation; their image classification uses layer norm per example.
-Deviation: convolutions start He-normal, as in the original WRN, not with Keras's Glorot-uniform default.
+In their code projections read a unit's input, not its pre-activation, and image classifiers use layer norm per example.
+Deviation: convolutions start He-normal, as in the original network; in their code they start Glorot-uniform.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from isbench.models.norm import make_norm
 
 
 class WideBlock(nn.Module):
-    """norm, ReLU, conv, dropout, norm, ReLU, conv; plus the input, projected where the shape changes."""
+    """norm, ReLU, conv, dropout, norm, ReLU, conv; plus the input (projected if the shape changes)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The probe contract: what a figure needs besides loss and error, looked up while the clock is paused."""
+"""Probes measure what a figure needs besides loss and error. This is their base class."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,10 @@ from isbench.build import Parts
 
 
 class Probe:
-    """What is measured wherever a run is evaluated, the first time before any update. This one measures nothing.
+    """Measures at every evaluation of a run, while the clock is paused. This one measures nothing.
 
-    The arguments of a probe's yaml are those of its constructor. A look leaves no trace: parameters, buffers, modes and
-    the sampler are as before, no random stream of the run is used and nothing is counted, so that a run with a probe
-    has the same evaluations as one without.
+    A measurement leaves no trace: parameters, buffers, modes and the sampler stay as they are, no random stream of the
+    run is used and nothing is counted. A run with a probe therefore has the same evaluations as one without.
     """
 
     def allocate(self, parts: Parts) -> None:
@@ -19,13 +18,13 @@ class Probe:
 
         Raises:
             ConfigError: a value of the probe's yaml does not fit the data set.
-            Incompatible: this model or sampler cannot be looked at so.
+            Incompatible: the probe cannot measure this model or sampler.
         """
 
-    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
-        """Return rows for the record: numbers, strings, or lists of numbers. Files may be kept in the run's folder.
+    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+        """Return rows for the record: numbers, strings, or lists of numbers. The probe may keep files in `folder`.
 
-        An interrupted run looks again at what it had not saved; the rows must then be the same. Of several processes
-        the first looks, alone.
+        A resumed run measures again from its checkpoint on, and must then return the same rows. Where several
+        processes train a run, only the first measures.
         """
         return []

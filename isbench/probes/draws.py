@@ -8,17 +8,18 @@ import torch
 from isbench.build import Parts
 from isbench.errors import ConfigError, Incompatible
 from isbench.probes.base import Probe
-from isbench.probes.scores import evaluation_mode, rounded
+from isbench.probes.scores import rounded
+from isbench.training.evaluate import evaluation_mode
 
 
 class Draws(Probe):
-    """Tell the least and the most probable examples of the next draw.
+    """Measure the probabilities of the next draw; tell the examples with the least and with the greatest.
 
-    A row for each, from the extreme one on, ties by index: `rank` ("rarely" or "often"), `index`, `label`, `predicted`
-    (the model's class for the un-augmented example, in evaluation mode), `probability` (times N: 1 is uniform).
+    One row for each example, the most extreme first, ties by index: `rank` ("rarely" or "often"), `index`, `label`,
+    `predicted` (the class that the model gives the un-augmented example), `probability` (times N: 1 is uniform).
 
     Args:
-        count: how many of either.
+        count: number of examples at either end.
     """
 
     def __init__(self, count: int):
@@ -34,7 +35,7 @@ class Draws(Probe):
                 "has none"
             )
 
-    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset = parts.dataset
         probabilities = parts.sampler.probabilities()
         assert probabilities is not None

@@ -1,17 +1,17 @@
-"""How far the gradient of a batch resampled from a pool is from that of the pool, by the score it is resampled by.
+"""How well a batch resampled from a pool by a score keeps the pool's gradient.
 
-Katharopoulos and Fleuret (2018), section 4.1 and Figure 1: from a pool of 1,024 examples 128 are drawn with
-replacement, uniformly or proportionally to a score, and weighted by 1 / (B g_i); the distance of their mean gradient to
-the pool's is averaged over 10 such batches. Gradients are taken in evaluation mode: with batch norm in train mode a
-batch's gradient is no mean of its examples' own, so that no weights make it unbiased, and dropout's noise would hide
-that of sampling. Their network has neither, and the modes are the same there.
+Katharopoulos and Fleuret (2018), section 4.1 and Figure 1: 128 examples are drawn from a pool of 1,024 with
+replacement, uniformly or in proportion to a score, and weighted by 1 / (B g_i). The distance between the batch's mean
+gradient and the pool's is averaged over 10 batches.
 
-Deviation: every look takes a new pool, where the paper keeps the images that it drew once. Choices that it leaves open:
-the pool's examples are distinct, and augmented as in training. The scores share their random numbers, which takes some
-of the noise out of their ratios.
+Gradients are taken in evaluation mode. In train mode batch norm makes the gradients of examples depend on each other,
+so no weights are unbiased, and the noise of dropout would hide the noise of sampling. The paper's network has neither.
+
+Deviation: every measurement takes a new pool; the paper draws its images once. The paper leaves two choices open: here
+the pool's examples are distinct, and augmented as in training. All scores use the same random numbers, which makes
+their ratios less noisy.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError
-from isbench.models.heads import Classifier
 from isbench.probes.base import Probe
-from isbench.probes.scores import Fetch, check_signals, evaluation_mode, gradient_chunk, score
+from isbench.probes.scores import Fetch, check_signals, gradient_chunk, score
 from isbench.samplers.base import categorical
+from isbench.training.evaluate import evaluation_mode
 from isbench.training.streams import derive_seed
 
 UNIFORM = "uniform"
@@ -32,14 +32,14 @@ UNIFORM = "uniform"
 class GradientVariance(Probe):
     """Measure the distance between the gradients of resampled batches and of their pool.
 
-    One row per signal and one for `uniform`: `signal`, `distance` (mean L2 over the repeats), `relative` (over that of
-    uniform).
+    One row for `uniform` and one for each signal: `signal`, `distance` (L2, mean over the repeats), `relative`
+    (`distance` divided by the distance of uniform).
 
     Args:
         pool_size: B.
         batch_size: b, drawn from the pool with replacement.
-        repeats: batches drawn by each signal.
-        signals: of `isbench.signals.SCORES`.
+        repeats: number of batches drawn by each signal.
+        signals: names in `isbench.signals.SCORES`.
     """
 
     def __init__(self, pool_size: int, batch_size: int, repeats: int, signals: list[str]):
@@ -57,10 +57,9 @@ class GradientVariance(Probe):
         if self.pool_size > n:
             raise ConfigError(f"probe.pool_size={self.pool_size} is larger than the training set ({n} examples)")
 
-    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset, device = parts.dataset, parts.dataset.device
-        generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(parts.progress.updates, "gradient_variance"))
+        generator = torch.Generator(device).manual_seed(derive_seed(parts.progress.updates, "gradient_variance"))
         pool = torch.randperm(dataset.num_examples, device=device, generator=generator)[: self.pool_size]
         views = dataset.draw_views(self.pool_size, generator)
 
@@ -89,11 +88,11 @@ class GradientVariance(Probe):
 
 
 def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Tensor) -> list[Tensor]:
-    """Return the gradient of mean(weights * losses), weights (n,), at `positions` (n,) for each trainable parameter."""
+    """Return the gradient of mean(weights * losses) for each trainable parameter; positions (n,), weights (n,)."""
     parameters = parts.model.trainable()
     gradient = [torch.zeros_like(p) for p in parameters]
     chunk = gradient_chunk(parts)
-    with differentiable(parts.model):
+    with parts.model.differentiable():
         for some, their_weights in zip(positions.split(chunk), weights.split(chunk), strict=True):
             inputs, targets = fetch(some)
             objective = their_weights.dot(parts.criterion(parts.model(inputs).float(), targets)) / len(positions)
@@ -101,11 +100,6 @@ def weighted_gradient(parts: Parts, positions: Tensor, fetch: Fetch, weights: Te
     return gradient
 
 
-def differentiable(model: Classifier) -> AbstractContextManager:
-    """Allow a backward pass in evaluation mode, which cuDNN's recurrent layers refuse."""
-    return torch.backends.cudnn.flags(enabled=False) if model.has_recurrent_layers else nullcontext()
-
-
 def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    """Return the L2 distance of two gradients, ()."""
+    """Return the L2 distance between two gradients, ()."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(torch._foreach_sub(one, other))))

@@ -1,8 +1,8 @@
-"""Whether examples stay where they are in the distribution of the losses (Zakka 2018, "Loss Patterns").
+"""Whether examples keep their rank among the losses (Zakka 2018, "Loss Patterns").
 
-The post sorts the losses of every epoch into ten bins, and counts the share of a bin's examples that are in it in all
-of the epochs 1 to 5, 2 to 5 and 4 to 5. Deviation: there, an example's loss is that of its training step, so that each
-belongs to another state of the model; here all losses of a look belong to the same, un-augmented, in evaluation mode.
+The post sorts the losses of every epoch into ten bins. It counts which share of a bin's examples is in that bin in all
+of the epochs 1 to 5, 2 to 5 and 4 to 5. Deviation: the post takes an example's loss from its training step, so every
+loss belongs to another state of the model. Here one model gives all losses, un-augmented and in evaluation mode.
 """
 
 import os
@@ -17,15 +17,16 @@ from torch import Tensor
 from isbench.build import Parts
 from isbench.errors import ConfigError, UserError
 from isbench.probes.base import Probe
-from isbench.probes.scores import evaluation_mode, score
+from isbench.probes.scores import score
 from isbench.recording.record import effective_rows, read_rows
+from isbench.training.evaluate import evaluation_mode
 
 FILE = "loss_patterns.npz"
 MAX_BINS = 256  # deciles are kept in a byte each
 
 
 class History(NamedTuple):
-    """The looks so far, E of them."""
+    """The measurements so far, E of them."""
 
     updates: np.ndarray  # (E,)
     epochs: np.ndarray  # (E,)
@@ -33,13 +34,13 @@ class History(NamedTuple):
 
 
 class LossPatterns(Probe):
-    """Follow every example's loss decile from look to look.
+    """Follow every example's loss decile from measurement to measurement.
 
-    A row for each earlier look and each decile, 1 of the highest losses: `first_epoch` (that look's), `decile`, `share`
-    of the examples in the decile then that have been in it at every look since, this one included.
+    One row for each earlier measurement and each decile: `first_epoch` (of the earlier measurement), `decile` (1 has
+    the highest losses), `share` (which part of the decile's examples then has stayed in it until now).
 
     Args:
-        bins: 10 are deciles.
+        bins: number of bins; 10 makes deciles.
     """
 
     def __init__(self, bins: int):
@@ -50,7 +51,7 @@ class LossPatterns(Probe):
         if not 2 <= self.bins <= most:
             raise ConfigError(f"probe.bins={self.bins}: must be from 2 to {most}")
 
-    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset, progress = parts.dataset, parts.progress
         with evaluation_mode(parts.model):
             everything = torch.arange(dataset.num_examples, device=dataset.device)
@@ -70,7 +71,7 @@ class LossPatterns(Probe):
 
 
 def deciles(losses: Tensor, bins: int) -> Tensor:
-    """Return the decile of each of N losses, (N,) uint8, 0 of the highest. Ties go by index."""
+    """Return the decile of each of N losses, (N,) uint8; 0 has the highest. The index breaks ties."""
     n = len(losses)
     ranking = losses.argsort(descending=True, stable=True)
     result = torch.empty(n, dtype=torch.uint8, device=losses.device)
@@ -79,7 +80,7 @@ def deciles(losses: Tensor, bins: int) -> Tensor:
 
 
 def lasting_shares(deciles: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Return, for each look but the last of (E, N), the share (bins,) of each decile that never left it again."""
+    """Return for each row but the last of `deciles` (E, N) which share (bins,) of each decile never left it again."""
     stayed = np.ones(deciles.shape[1], dtype=bool)
     shares = []
     for now, then in zip(deciles[-2::-1], deciles[:0:-1], strict=True):
@@ -89,7 +90,7 @@ def lasting_shares(deciles: np.ndarray, bins: int) -> list[np.ndarray]:
 
 
 def load(folder: Path, updates: int, num_examples: int) -> History:
-    """Return the looks before `updates` that the record counts: a run that was killed goes through some of them again.
+    """Return the measurements before `updates` that count: a run that was killed repeats some of them.
 
     Raises:
         UserError: the file cannot be read.
@@ -108,7 +109,7 @@ def load(folder: Path, updates: int, num_examples: int) -> History:
 
 
 def save(folder: Path, history: History) -> None:
-    """Write the looks so far, whole or not at all."""
+    """Write the measurements so far, whole or not at all."""
     unfinished = folder / f"{FILE}.unfinished"
     try:
         with open(unfinished, "wb") as file:

@@ -1,41 +1,41 @@
-"""Scores of training examples at every look, from which scatter plots of one score against another are made.
+"""Scores of training examples at every evaluation, for scatter plots of one score against another.
 
-They serve the loss against the gradient norm (Zakka 2018), the probabilities by loss and by upper bound against those
-by gradient norm (Katharopoulos and Fleuret 2018, Figure 2), and the norm at the loss layer against that of the whole
-gradient (Johnson and Guestrin 2018, Figure 2 left). Deviation: Zakka's post records its pairs during an epoch, so that
-each belongs to another state of the model; here all belong to the same.
+Three figures need them: loss against gradient norm (Zakka 2018); sampling probabilities by loss and by upper bound
+against probabilities by gradient norm (Katharopoulos and Fleuret 2018, Figure 2); gradient norm at the loss layer
+against the norm of the whole gradient (Johnson and Guestrin 2018, Figure 2 left). Deviation: Zakka's post records its
+pairs during an epoch, so every pair belongs to another state of the model. Here all pairs belong to one state.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
 from isbench.signals import FULL_GRADIENT, SCORES, per_example, per_example_gradient_norm
+from isbench.training.evaluate import evaluation_mode
+from isbench.training.streams import fixed_subset
 
 log = getLogger("isbench")
-SUBSET_SEED = 0  # the same examples are looked at in every run
 SECONDS_BETWEEN_LINES = 10.0
 
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Scores(Probe):
-    """Tell the scores of a fixed random subset of the training set: un-augmented, in evaluation mode.
+    """Score a fixed random subset of the training set, un-augmented and in evaluation mode.
 
-    One row: lists `index`, `label`, and one per signal, to six significant digits.
+    One row of lists: `index`, `label`, and the values of each signal, to six significant digits.
 
     Args:
         examples: size of the subset; null is the whole set.
-        signals: of `isbench.signals.SCORES`.
+        signals: names in `isbench.signals.SCORES`.
     """
 
     def __init__(self, examples: int | None, signals: list[str]):
@@ -47,10 +47,9 @@ class Scores(Probe):
         n = parts.dataset.num_examples
         if self.examples is not None and not 1 <= self.examples <= n:
             raise ConfigError(f"probe.examples={self.examples}: must be from 1 to {n} (the training set), or null")
-        subset = torch.randperm(n, generator=torch.Generator().manual_seed(SUBSET_SEED))[: self.examples]
-        self.subset = subset.sort().values.to(parts.dataset.device)
+        self.subset = fixed_subset(n, self.examples).sort().values.to(parts.dataset.device)
 
-    def look(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         with evaluation_mode(parts.model):
             scores = score(parts, self.subset, parts.dataset.plain, self.signals)
         labels = parts.dataset.targets[self.subset]
@@ -65,26 +64,15 @@ def check_signals(signals: Sequence[str]) -> None:
             raise ConfigError(f"probe.signals={signal}: choose from {', '.join(SCORES)}")
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Look at a model without dropout and with stored batch statistics, which then stay as they are."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def gradient_chunk(parts: Parts) -> int:
-    """Return how many examples go through the network together where activations are kept for a backward pass."""
+    """Return how many examples go through the network together where a backward pass follows."""
     return max(1, parts.dataset.chunk_size // 8)
 
 
 def score(parts: Parts, positions: Tensor, fetch: Fetch, signals: Sequence[str]) -> dict[str, Tensor]:
-    """Return per-example signals of what `fetch` gives for `positions` (n,), (n,) float32 each.
+    """Return per-example signals, (n,) float32 each, of the examples that `fetch` returns for `positions` (n,).
 
-    Not counted as scored: looking is no cost of the method.
+    They are not counted as scored, since measuring is no cost of the method.
     """
     model, criterion = parts.model, parts.criterion
     by_forward = tuple(name for name in signals if name != FULL_GRADIENT)

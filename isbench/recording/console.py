@@ -1,6 +1,6 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then in a log.
+"""Shows the progress of a run: a bar on a terminal, or a line now and then in a log.
 
-Both change only while the clock is paused, so looking costs the method nothing.
+Both change only while the clock is paused, so they cost the method nothing.
 """
 
 import sys
@@ -48,7 +48,7 @@ class Console:
             )
 
     def close(self, status: str, reason: str) -> None:
-        """Leave the bar as it is and say how the run ended unless it simply finished."""
+        """Stop the bar, and print how the run ended unless it finished."""
         self.bar.stop()
         if status != "finished":
             print(f"{self.name}: {status}{': ' + reason if reason else ''}", file=sys.stderr, flush=True)

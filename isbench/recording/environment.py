@@ -1,7 +1,7 @@
-"""Where a run took place: versions, commit, processor and accelerator, and whether others were using them.
+"""Facts about the machine and software of a run, without which its seconds mean nothing.
 
-Seconds mean something only together with these facts. What cannot be found out is None; nothing here raises or waits
-for long. The host's name, user names and paths are deliberately left out, so that records can be published.
+An unknown fact is None: nothing here raises or waits for long. Records may be published, so they contain no names of
+hosts or users, and no paths.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ _COMMAND_SECONDS = 5.0
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Describe software and hardware of a run on `device` ("cpu", "cuda", "cuda:1").
+    """Describe the software and hardware of a run on `device` ("cpu", "cuda", "cuda:1").
 
-    Keys: isbench, git_commit, git_dirty (None unless run from a source checkout), python, torch, cuda, cudnn, os, cpu,
-    logical_cores, torch_threads, load_average (1, 5, 15 minutes), gpu, driver, gpu_sm_mhz, gpu_max_sm_mhz,
-    gpu_memory_mhz, gpu_processes, shared_gpu (None where unknown or without a GPU).
+    Keys: isbench, git_commit and git_dirty (None outside a source checkout), python, torch, cuda, cudnn, os, cpu,
+    logical_cores, torch_threads, load_average (1, 5, 15 minutes); and, None without a GPU, gpu, driver, gpu_sm_mhz,
+    gpu_max_sm_mhz, gpu_memory_mhz, gpu_processes, shared_gpu.
     """
     facts: dict[str, Any] = {
         "isbench": isbench.__version__,
@@ -43,11 +43,11 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _checkout(root: Path) -> dict[str, str | bool | None]:
-    """Return the commit of the checkout at `root`. An installed package may lie inside somebody else's repository."""
+    """Return the commit of the checkout at `root`, if it has its own .git: others' repositories do not count."""
     unknown: dict[str, str | bool | None] = {"git_commit": None, "git_dirty": None}
     if not (root / ".git").exists():
         return unknown
-    # Without optional locks, many runs starting at once do not get in each other's way.
+    # Optional locks would make runs that start together disturb each other.
     status = _output(["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch"])
     if status is None:
         return unknown
@@ -77,12 +77,12 @@ def _gpu(device: str) -> dict[str, Any]:
     if properties is None:
         return facts
     facts["gpu"] = properties.name
-    # nvidia-smi counts devices in its own order, CUDA_VISIBLE_DEVICES aside: the identifier is the same for both.
+    # nvidia-smi ignores CUDA_VISIBLE_DEVICES and numbers devices differently; the identifier is the same.
     query = ["nvidia-smi", f"--id=GPU-{getattr(properties, 'uuid', None)}", "--format=csv,noheader,nounits"]
     state = _output([*query, "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem"])
     if state is not None:
         facts.update(_parse_gpu_state(state))
-    # Our own context makes this process one of those listed.
+    # nvidia-smi lists this process only if it has a context.
     _attempt(lambda: torch.cuda.synchronize(device))
     listed = _output([*query, "--query-compute-apps=pid"])
     if listed is not None:
@@ -99,14 +99,14 @@ def _parse_gpu_state(text: str) -> dict[str, Any]:
 
 
 def _parse_gpu_processes(text: str) -> dict[str, Any]:
-    """Count the processes. A container numbers its own, so that ours is among them but cannot be told apart."""
+    """Count the processes. Ours is among them, but a container gives it another number, so it cannot be left out."""
     count = len({line.strip() for line in text.splitlines() if line.strip().isdigit()})
     return {"gpu_processes": count, "shared_gpu": count > 1} if count else {}
 
 
 def _output(command: list[str]) -> str | None:
     """Return what a command prints, None if it fails or is slow."""
-    # Inside a git hook these variables would point git at another repository.
+    # A git hook sets variables that would point git at another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         process = subprocess.Popen(
@@ -122,7 +122,7 @@ def _output(command: list[str]) -> str | None:
     try:
         text, _ = process.communicate(timeout=_COMMAND_SECONDS)
     except (subprocess.TimeoutExpired, ValueError):
-        # subprocess.run would wait for the end, which a process stuck inside a driver never reaches.
+        # subprocess.run would wait for the process to end, but one that is stuck in a driver never ends.
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1.0)
@@ -133,7 +133,7 @@ def _output(command: list[str]) -> str | None:
 
 
 def _attempt(ask: Callable[[], Any]) -> Any:
-    """Return ask(), None if it raises: a fact that is missing must not end a run."""
+    """Return ask(), or None if it raises: a missing fact must not end a run."""
     try:
         return ask()
     except Exception:

@@ -1,11 +1,16 @@
-"""The record of a run: JSON lines that are only ever appended.
+"""The record of a run: a file of JSON lines, to which rows are only ever appended.
 
-A record is the single source of every table and figure. Each line is one row `{"kind", "attempt", ...}`; an attempt is
-one process working on the run. Kinds: `start` (time, resumed_at, run_id, config, num_parameters, data, environment),
-`evaluation` (COLUMNS, then `sampler/<diagnostic>`), `probe` (updates, epoch, and what the probe says), `rate` (updates
-and learning_rate, two lists) and `end` (status: finished, diverged, skipped, interrupted or failed; reason; where there
-was training, concurrent_runs). JSON has no NaN or infinity, so a float that is not finite is written as null, which any
-JSON reader accepts; in `evaluation`, `probe` and `rate` rows, which hold no other nulls, it is read back as NaN.
+Every table and figure comes from records alone. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
+process's work on the run. The kinds are
+
+- `start`: time, resumed_at, run_id, config, num_parameters, data, environment;
+- `evaluation`: COLUMNS, then `sampler/<diagnostic>`;
+- `probe`: updates, epoch, and the values that the probe measured;
+- `rate`: updates and learning_rate, two lists;
+- `end`: status (finished, diverged, skipped, interrupted or failed), reason, and after training concurrent_runs.
+
+JSON has no NaN or infinity, so floats that are not finite are written as null. `evaluation`, `probe` and `rate` rows
+hold no other null, and there it is read back as NaN.
 """
 
 import json
@@ -31,21 +36,21 @@ COLUMNS: tuple[str, ...] = (
     "learning_rate",
     "gain",
     "train_loss",
-    "objective",  # train loss and weight decay's penalty
+    "objective",  # train loss plus the penalty of weight decay
     "test_loss",
     "test_error",
-    "concurrent_runs",  # the most so far, on the same device; 1 is alone
+    "concurrent_runs",  # the largest number so far on the same device; 1 is alone
 )
 
-# What counts each unit of a budget.
+# The column that counts each unit of a budget.
 UNIT_COLUMNS = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
-# How a run ends that no command continues.
+# The statuses of runs that no command continues.
 ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `status` is finished, diverged or skipped, or running (elsewhere)."""
+    """How a run ended: `status` is finished, diverged, skipped, or running (in another process)."""
 
     folder: Path
     status: str
@@ -53,10 +58,9 @@ class Outcome:
 
 
 class Record:
-    """Append-only JSON lines in a run folder; nothing is ever rewritten.
+    """The record file of a run, for one attempt: the attempt's number is one more than the highest in the file.
 
-    `attempt` is one more than the highest attempt in the file. The file appears with the first row, and is held from
-    then on: no row ever goes to another file that has taken its name.
+    The file appears with the first row and stays open, so no row goes to another file that has taken its name.
 
     Raises:
         UserError: the file exists and cannot be read.
@@ -68,7 +72,7 @@ class Record:
         self._file: int | None = None  # its descriptor
 
     def append(self, kind: str, **values: Any) -> Row:
-        """Write one row to the disk and return it, its values as given.
+        """Write one row to the disk and return it.
 
         Raises:
             UserError: the disk is full, or the file was deleted or cannot be written.
@@ -80,7 +84,7 @@ class Record:
             facts = os.fstat(file)
             if facts.st_nlink == 0:
                 raise UserError(f"{self.path} was deleted during the run; the same command starts the run again")
-            # A process killed while writing leaves a torn line. Ending it keeps the new row a line of its own.
+            # A process that was killed while writing leaves a torn line; the new row must not continue it.
             if facts.st_size and os.pread(file, 1, facts.st_size - 1) != b"\n":
                 line = b"\n" + line
             while line:
@@ -102,7 +106,7 @@ class Record:
 
 
 class Unrecorded:
-    """The record of a run as a process sees it that another one keeps it for."""
+    """The record in a process whose run another process records."""
 
     def append(self, kind: str, **values: Any) -> Row:
         """Return a row as `Record.append` does, without writing it."""
@@ -110,7 +114,7 @@ class Unrecorded:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the valid rows in order, none where there is no file. Torn or garbled lines are skipped.
+    """Return the valid rows in order, none if there is no file. Torn or garbled lines are skipped.
 
     Raises:
         UserError: the file exists and cannot be read.
@@ -125,10 +129,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def effective_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return the evaluation rows that count, one per value of `updates`, in that order.
+    """Return the evaluation rows that count, one for each value of `updates`, in that order.
 
-    An attempt that resumed at `resumed_at` updates went through everything later again, so that the rows of earlier
-    attempts beyond that point no longer count.
+    An attempt that resumes at `resumed_at` repeats everything after it, so later rows of earlier attempts do not count.
     """
     counted: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: row["attempt"]):
@@ -141,7 +144,7 @@ def effective_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
-    """Return (status, reason) of the latest attempt, None while it has no `end` row: it is running or was killed."""
+    """Return (status, reason) of the latest attempt, or None if it has no `end` row: it is running or was killed."""
     latest, status = 0, None
     for row in rows:
         if row["attempt"] > latest:
@@ -174,7 +177,7 @@ def _parse(line: bytes) -> Row | None:
 
 
 def _has_its_values(row: Row) -> bool:
-    """Say whether a row has what readers of its kind count on. Records may come from others."""
+    """Say whether a row has the values that readers of its kind need. Other programs may have written it."""
     match row["kind"]:
         case "start":
             return _is_whole(row.get("resumed_at", 0))
@@ -193,7 +196,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Say whether a value is an integer as long as any that is recorded."""
+    """Say whether a value is an integer of at most 64 bits."""
     return type(value) is int and abs(value) < 2**63
 
 

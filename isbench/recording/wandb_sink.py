@@ -1,11 +1,13 @@
-"""Weights & Biases as a mirror of the record: the same evaluation rows, under the same run id.
+"""Mirrors evaluation rows to Weights & Biases, under the same run id.
 
-W&B may wait for a server far longer than any timeout it is given, also when Python exits. It therefore runs in a
-process of its own, which this module starts and, when its time is up, ends; the training process never imports wandb.
-The two talk in JSON lines. A scheduler that sends a job away signals all its processes, and W&B's service then ends
-without writing what it had: a second process sends everything again. What is sent also lies in the run's folder
-(`wandb/offline-run-*` or `wandb/run-*`), for `wandb sync`. Rows carry their own step: a resumed run leaves one folder
-per attempt, which `wandb sync` joins. The host's name, users, paths and installed packages are left out.
+W&B can wait for a server far longer than its timeouts say, even when Python exits. Therefore it runs in a process of
+its own, which this module starts, feeds with JSON lines, and ends when its time is up. The training process never
+imports wandb. When a scheduler ends a job it signals all processes, and W&B's service then loses its rows; a second
+process sends them again.
+
+W&B also writes to the run's folder (`wandb/offline-run-*` or `wandb/run-*`), for `wandb sync`. A resumed run leaves one
+folder for each attempt; every row carries its step, so `wandb sync` joins them. Names of hosts and users, paths and
+installed packages are left out.
 """
 
 import json
@@ -25,7 +27,7 @@ from threading import Thread
 from typing import IO, Any
 
 log = logging.getLogger("isbench")
-REFUSED, LOST = 1, 2  # exit codes of the process that has W&B: it said no, or its service is gone
+REFUSED, LOST = 1, 2  # exit codes of W&B's process: W&B refused, or its service is gone
 
 
 class NullSink:
@@ -39,15 +41,14 @@ class NullSink:
 
 
 class WandbSink:
-    """Send evaluation rows to a W&B run, to a server (`online`) or to the disk (`offline`).
+    """Send evaluation rows to a W&B run, on a server (mode `online`) or on the disk (`offline`).
 
-    Building one waits until W&B has started (about a second; `timeout_seconds` at most, and as long again for the
-    fall-back), so that none of it falls into timed training. Online falls back to offline, with one logged line, if
-    there is no account or no server answers by then. Nothing here raises on W&B's account: a run is never lost to its
-    dashboard.
+    The constructor waits until W&B has started, so that its start is not timed: about a second, at most
+    `timeout_seconds`. Without an account, or if no server answers by then, it logs one line and starts offline, for
+    which it waits as long again. Errors of W&B are logged, never raised.
 
     Args:
-        opening: what `wandb.init` is to be given, in types that JSON has; `dir` must be there.
+        opening: arguments of `wandb.init`, in types that JSON has, among them `dir`.
     """
 
     def __init__(self, mode: str, timeout_seconds: float, opening: Mapping[str, Any]) -> None:
@@ -61,17 +62,17 @@ class WandbSink:
             self._stop()
             self._start("offline")
             log.warning("W&B continues offline: %s; `%s` sends the run later", answer, self._sync)
-            self._answer(time.monotonic() + timeout_seconds)  # a wait of its own: nothing may start inside the clock
+            self._answer(time.monotonic() + timeout_seconds)  # waits too: nothing may start inside the clock
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send the numbers of an evaluation row as step `row["updates"]`. Returns at once."""
+        """Send the numbers of an evaluation row, as step `row["updates"]`. Returns at once."""
         numbers = {
             key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
         }
         self._send({"step": row["updates"], "row": numbers})
 
     def finish(self, status: str, reason: str) -> None:
-        """Close the W&B run. Waits `timeout_seconds` at most, then gives up with one logged line."""
+        """Close the W&B run. After `timeout_seconds` give up, with one logged line."""
         deadline = time.monotonic() + self._timeout_seconds
         self._send({"status": status, "reason": reason})
         try:
@@ -98,7 +99,7 @@ class WandbSink:
         self._messages.put(message)
 
     def _exit_code(self, deadline: float) -> int:
-        """Say that there is no more to come, and wait for the other process to end."""
+        """Tell the other process that no more rows come, and wait for it to end."""
         self._messages.put(None)
         return self._process.wait(max(0.0, deadline - time.monotonic()))
 
@@ -122,7 +123,7 @@ class WandbSink:
         Thread(target=_feed, args=(self._messages, self._process.stdin), daemon=True).start()
 
     def _answer(self, deadline: float) -> str:
-        """Wait for a line from the other process: "ready", or what went wrong."""
+        """Wait for the answer of the other process: "ready", or an error."""
         if not select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return f"no answer within {self._timeout_seconds:g} s"
         return self._stdout.readline().decode().strip() or "its process ended"
@@ -135,49 +136,54 @@ class WandbSink:
 
 
 def make_sink(mode: str, timeout_seconds: float, opening: Mapping[str, Any]) -> WandbSink | NullSink:
-    """Return the sink for a logging mode: offline, online or off. For the rest, see `WandbSink`."""
+    """Return the sink for a logging mode: offline, online or off. The other arguments are `WandbSink`'s."""
     return NullSink() if mode == "off" else WandbSink(mode, timeout_seconds, opening)
 
 
 def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> None:
-    """Write messages to a pipe, which may be full or broken, on a thread that may wait."""
+    """Write messages to a pipe. It may be full or broken, so a thread does this."""
     with suppress(OSError), pipe:
         while (message := messages.get()) is not None:
             pipe.write(json.dumps(message, default=str).encode() + b"\n")
             pipe.flush()
 
 
+def _open_run(opening: dict[str, Any]) -> Any:
+    """Return a W&B run that tells nothing about the machine."""
+    import wandb
+
+    seconds = opening.pop("timeout_seconds")
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        # W&B must give up before the training process does, to say why and to complete its files.
+        init_timeout=0.75 * seconds,
+        finish_timeout=0.5 * seconds,
+        finish_timeout_raises=True,
+        host="",
+        disable_git=True,
+        disable_code=True,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(**opening, resume="allow", settings=settings)
+    run.define_metric("*", step_metric="train_seconds")
+    return run
+
+
 def _mirror() -> int:
-    """Be the other process: messages on standard input, the answer on standard output. Returns an exit status."""
-    # A scheduler signals every process of a job; the end of the input says when to stop. The service that wandb starts
-    # inherits the mask, but lets SIGINT and SIGTERM through.
+    """Be the other process: read messages from standard input, answer on standard output. Return an exit status."""
+    # A scheduler signals every process of a job, but this one stops at the end of its input. wandb's service inherits
+    # the mask, but lets SIGINT and SIGTERM through.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
-    # wandb and the service that it starts print to standard output, and the service would keep it open.
+    # wandb and its service print to standard output, and the service would keep it open.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     run = None
     try:
-        opening = json.loads(sys.stdin.readline())
-        seconds = opening.pop("timeout_seconds")
-        import wandb
-
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            # Shorter than the patience of the other side: W&B says why, and completes its files, which it writes late.
-            init_timeout=0.75 * seconds,
-            finish_timeout=0.5 * seconds,
-            finish_timeout_raises=True,
-            host="",
-            disable_git=True,
-            disable_code=True,
-            x_disable_machine_info=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        )
-        run = wandb.init(**opening, resume="allow", settings=settings)
-        run.define_metric("*", step_metric="train_seconds")
+        run = _open_run(json.loads(sys.stdin.readline()))
         print("ready", file=answer, flush=True)
         ending = {"status": "interrupted", "reason": "the process ended without a word"}
         for line in sys.stdin:
@@ -192,7 +198,7 @@ def _mirror() -> int:
         print(" ".join(f"{type(error).__name__}: {error}".split()), file=answer, flush=True)
         if run is None or not (isinstance(error, ConnectionError) or type(error).__name__ == "HandleAbandonedError"):
             return REFUSED
-        shutil.rmtree(Path(run.dir).parent, ignore_errors=True)  # all of it comes again
+        shutil.rmtree(Path(run.dir).parent, ignore_errors=True)  # the next process sends all of it again
         return LOST
     return 0
 

@@ -1,8 +1,8 @@
-"""The table that RHO-LOSS needs: on each training example, the loss of a model that has not trained on it.
+"""Makes the table that RHO-LOSS needs: for each training example, the loss of a model that has not trained on it.
 
-Mindermann et al. (2022), the variant without holdout data: the training set is split at random in two halves, a model
-is trained uniformly on each, and its losses on the other half are kept where their mean was lowest (the paper's choice
-of checkpoint). Settings are those of a recorded run:
+Mindermann et al. (2022), the variant without holdout data: split the training set at random in two halves, train a
+model uniformly on each, and keep its losses on the other half from the evaluation at which their mean is lowest (the
+paper's choice of checkpoint). The settings come from a recorded run:
 
     python -m isbench sampler=uniform dataset=mnist5k model=lenet      # prints the path of its record
     python -m isbench.studies.irreducible_loss RECORD table.pt
@@ -32,7 +32,7 @@ UNIFORM = {"name": "uniform", "_target_": "isbench.samplers.uniform.Uniform"}
 
 
 class Subset(EpochSampler):
-    """Shuffled passes over some of the training set."""
+    """Shuffled passes over `members`, indices (m,) of the training set."""
 
     def __init__(self, members: Tensor):
         super().__init__()
@@ -45,7 +45,7 @@ class Subset(EpochSampler):
 
 
 def held_out_losses(config: RunConfig, members: Tensor, clock: Clock | None = None) -> Tensor:
-    """Train on `members` alone; return the losses (N,) at the boundary where their mean over the others was lowest.
+    """Train on `members` (m,) alone; return the losses (N,) from when their mean over all others was lowest.
 
     Raises:
         Diverged: training met a value that is not finite.
@@ -59,14 +59,14 @@ def held_out_losses(config: RunConfig, members: Tensor, clock: Clock | None = No
     boundaries = Boundaries(parts.budget, config.evaluation.points, parts.progress)
     best: list[Tensor] = []
 
-    def look(rate: float, gain: float) -> None:
+    def at_boundary(rate: float, gain: float) -> None:
         boundaries.take_evaluation(parts.progress)
         parts.step.report(parts.progress.updates)
         losses = parts.workspace.score_dataset("loss")
         if not best or losses[others].mean() < best[0][others].mean():
             best[:] = [losses]
 
-    train(sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, look)
+    train(sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, at_boundary)
     return best[0].cpu()
 
 

@@ -1,7 +1,7 @@
-"""What a run may spend, how far it has come, and where it stops to look.
+"""The budget of a run, and the boundaries at which its clock stops for an evaluation.
 
-Everything is a function of `Progress`, so there is nothing to save. Evaluations are placed at equal parts of the
-budget, the same for every method, so no method is looked at more often than another.
+Both are functions of `Progress`, so there is nothing to save. Evaluations come at equal parts of the budget, so that
+every method is evaluated equally often.
 """
 
 from isbench.training.ranks import ALONE, LateMaximum, Ranks
@@ -13,8 +13,8 @@ class Budget:
 
     Args:
         unit: updates, epochs, examples or seconds.
-        limit: how many of them.
-        effective: count an update as often as its gain says (Johnson and Guestrin 2018: "epochs equivalent").
+        limit: number of units.
+        effective: count an update as many times as its gain says (Johnson and Guestrin 2018: "epochs equivalent").
             Not for seconds.
     """
 
@@ -28,10 +28,10 @@ class Budget:
         return self.schedule_fraction(progress) if self.effective else self._spent(progress) / self.limit
 
     def schedule_fraction(self, progress: Progress) -> float:
-        """Return where the learning-rate schedule stands: effective updates where the unit counts work.
+        """Return where the learning-rate schedule stands. Gains advance it, unless the budget is in seconds.
 
-        It can pass 1 when gains exceed 1 and the budget does not count them. In seconds it is the time that counts, for
-        all methods alike: gains then raise the rate and leave the schedule where it is.
+        It can pass 1 where gains exceed 1 and the budget does not count them. In seconds the schedule follows the time,
+        for all methods alike: gains then raise the rate only.
         """
         spent = self._spent(progress)
         if self.unit != "seconds" and progress.updates:
@@ -54,9 +54,9 @@ class Budget:
 
 
 class Boundaries:
-    """The moments at which the clock is paused to look: `points` equal parts of the budget, or a request to stop.
+    """The updates after which the clock pauses: at the ends of `points` equal parts of the budget, or to stop.
 
-    `stop_requested` is set on any rank, at any time; `is_stopping` follows on all of them at the same update.
+    Any rank may set `stop_requested` at any time; `is_stopping` follows on all ranks at the same update.
     """
 
     def __init__(self, budget: Budget, points: int, progress: Progress, ranks: Ranks = ALONE):
@@ -68,17 +68,17 @@ class Boundaries:
 
     def _whole_parts(self, progress: Progress) -> int:
         fraction = self.budget.fraction(progress)
-        part = int(fraction * self.points) + 1  # the product may round either way; settle it by the exact comparison
+        part = int(fraction * self.points) + 1  # the product may round either way; the comparison below is exact
         while part > 0 and fraction < part / self.points:
             part -= 1
         return part
 
     def reached(self, progress: Progress) -> bool:
-        """Say whether to look now."""
+        """Say whether the run is at a boundary."""
         self.is_stopping = bool(self._agree(self.stop_requested))
         return self.is_stopping or self.budget.fraction(progress) >= (self.passed + 1) / self.points
 
     def take_evaluation(self, progress: Progress) -> bool:
-        """Say whether an evaluation is due here (and not just a request to stop), and count it as taken."""
+        """Say whether an evaluation is due here, and count it as taken. At a mere request to stop none is due."""
         before, self.passed = self.passed, self._whole_parts(progress)
         return self.passed > before

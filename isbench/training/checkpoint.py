@@ -1,7 +1,7 @@
-"""Checkpoints: one dictionary of state_dicts, written whole or not at all, and proved whole when read.
+"""Checkpoints: one dictionary of state_dicts, written whole or not at all, and checked when read.
 
-The file is a SHA-256 digest followed by torch's own format. The one before is kept, so a damaged file costs some
-repeated work and never the run. Loading is weights-only: a checkpoint cannot run code.
+The file is a SHA-256 digest followed by torch's own format. The previous checkpoint stays too, so a damaged file costs
+some repeated work but never the run. Loading is weights-only: a checkpoint cannot run code.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ DIGEST_BYTES = 32
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` to the run folder, keeping the checkpoint before it.
+    """Write `state` to the run folder; the checkpoint before it stays.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -55,7 +55,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a run folder, its tensors on the CPU, or None if there is none.
 
     Raises:
-        UserError: a file that cannot be read, or that is whole and holds more than a checkpoint may.
+        UserError: a file cannot be read, or is undamaged but no checkpoint.
     """
     damaged: list[Path] = []
     for name in NAMES:
@@ -84,7 +84,7 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoints of a finished run; its record says all there is to say."""
+    """Delete the checkpoints of a finished run, which nothing needs any more."""
     for name in (*NAMES, UNFINISHED):
         try:
             (folder / name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The clock that a comparison stands on: it runs while a method works and is stopped while we look.
+"""The clock of a run: it counts the seconds in which a method works, and stands still during evaluations.
 
-It synchronises with the device only when it stops, not at every step, so that timing does not disturb what it times.
+It waits for the device only when it starts and stops, not at every step, so that timing does not slow training down.
 """
 
 import time
@@ -24,7 +24,7 @@ class Clock:
         raise NotImplementedError
 
     def synchronise(self) -> None:
-        """Wait until all work that was started has been done."""
+        """Wait until the device has done all work it was given."""
 
     def seconds(self) -> float:
         """Return the seconds counted so far."""
@@ -63,9 +63,10 @@ class WallClock(Clock):
 
 
 class SharedClock(WallClock):
-    """The clock of ranks that train together: that of the slowest, and all see the same.
+    """The clock of ranks that train together: every rank reads the seconds of the slowest.
 
-    While it runs a reading is as old as the one before, so that no rank waits for another; when it stops it is exact.
+    While it runs, a reading gives the seconds of the reading before, so that no rank waits for another. Stopped, it is
+    exact.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks):

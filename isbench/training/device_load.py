@@ -1,8 +1,9 @@
-"""How many runs train on a device at once. Runs that share a device disturb each other's seconds, so records say so.
+"""Counts the runs that train on a device at once. They disturb each other's seconds, so records give their number.
 
-A run at work holds a locked file in a folder of its device, which the system unlocks with the process, however that
-ends. Who arrives counts the locked files and raises the number in each of them, so that a run learns of all that came
-while it was there from its own file, at no cost to the clock. The number is the size of the file: it changes at once.
+Every device has a folder, and every run at work holds a locked file in it. The system releases the lock when the
+process ends, however it ends. A run that arrives counts the locked files and writes the count to each of them. So every
+run reads from its own file how many have shared the device, at no cost to the clock. The count is the size of the file,
+since a size changes in one step.
 """
 
 import os
@@ -23,21 +24,21 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def counted(folder: Path) -> Iterator[Callable[[], int]]:
-    """Be one of the runs at work on the device of `folder`; yield what tells the largest number of them since then."""
+    """Count as one of the runs on the device of `folder`; yield a function that returns their largest number so far."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid4().hex}.run"
     with open(folder / "door", "wb") as door:
-        locks.take(door, wait=True)  # one arrives at a time
+        locks.take(door, wait=True)  # one run arrives at a time
         own = open(path, "wb")
         locks.take(own)
         others = list(folder.glob("*.run"))
         at_work = [other for other in others if locks.is_taken(other)]
         for other in others:
-            with suppress(FileNotFoundError):  # it has just ended
+            with suppress(FileNotFoundError):  # that run has just ended
                 if other in at_work:
                     os.truncate(other, max(other.stat().st_size, len(at_work)))
                 else:
-                    other.unlink()  # left by one that was killed
+                    other.unlink()  # a killed run left it
     with own:
         try:
             yield lambda: os.fstat(own.fileno()).st_size

@@ -1,14 +1,14 @@
-"""How the code of a step is run: as written, compiled, or replayed as a CUDA graph; and in which precision.
+"""Engines run the network's passes: as written, compiled, or replayed as a CUDA graph, each in a chosen precision.
 
-- eager: as written.
-- compiled: the network's forward pass through torch.compile, and with it the backward pass.
-- graphed: what lies between two decisions of the host (forward, signals, reweighting, loss, backward; or the forward
-  pass and signal of a score) is captured as one CUDA graph and replayed, which spares the launch of every kernel.
-- compiled_graphed: a captured graph of compiled code.
+- eager: the code as written.
+- compiled: torch.compile takes the forward pass, and with it the backward pass.
+- graphed: one CUDA graph holds all work between two decisions of the host, and a replay spares the launch of every
+  kernel. A training step (forward, signals, reweighting, loss, backward) is one graph, a score another.
+- compiled_graphed: a graph of compiled code.
 
-Compiling and capturing happen while a run warms up, before the clock starts, for the shapes met there. Whatever comes
-later in another shape runs as written. Results agree up to the rounding of fused kernels; graphs repeat eager kernels.
-Losses, signals and weights are float32 in every precision.
+A run compiles and captures while it warms up, before the clock starts, for the shapes that it meets there. Other shapes
+run as written later. Graphs repeat the kernels of eager code; compiled kernels round differently. Losses, signals and
+weights are float32 in every precision.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +32,9 @@ WARM_UP_CALLS = 3  # before a capture, on a stream of its own, as CUDA graphs de
 
 
 def memory_format(channels_last: bool | None, precision: str, device: torch.device) -> torch.memory_format:
-    """Return how the network's weights lie in memory: as asked, or where that is None, as is faster.
+    """Return the memory format of the network's weights; `channels_last` None takes the faster one.
 
-    Channels last is faster for convolutions on a CPU (results/benchmarks, theme engines), and where tensor cores are
-    used, which want it.
+    Channels last is faster for convolutions on a CPU (results/benchmarks, theme engines) and on tensor cores.
     """
     is_faster = device.type == "cpu" or precision != "float32"
     is_last = is_faster if channels_last is None else channels_last
@@ -43,10 +42,10 @@ def memory_format(channels_last: bool | None, precision: str, device: torch.devi
 
 
 class CudaGraph:
-    """One call of `function(given)`, recorded; `replay` repeats it on the same memory.
+    """One recorded call of `function(given)`; `replay` repeats it on the same memory.
 
     Raises:
-        ConfigError: there is something in it that a graph cannot hold.
+        ConfigError: the call does something that a graph cannot hold.
     """
 
     def __init__(self, function: Callable[[Given], Tensors], given: Given):
@@ -58,13 +57,13 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            # The stream around it comes back also where the end of a capture fails, which leaves its own in place.
+            # A capture whose end fails leaves its own stream in place; the outer context brings ours back.
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph):
                 self.outputs = function(given)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            cause = error.__context__ or error  # after a failure inside, that of the end says only that there was one
+            cause = error.__context__ or error  # the end of the capture only says that something failed inside
             reason = str(cause).partition("\n")[0]
             raise ConfigError(
                 f"a step cannot be captured as a CUDA graph, use numerics.engine=eager: {reason}"
@@ -79,15 +78,14 @@ class Engine:
     """Runs a network's passes.
 
     Args:
-        kind: auto, eager, compiled, graphed or compiled_graphed; auto is graphed on a GPU that trains alone, else
-            eager.
+        kind: auto, eager, compiled, graphed or compiled_graphed; auto is graphed for one rank on a GPU, else eager.
         precision: float32, tf32 (the caller has switched it on) or bfloat16 (by autocast).
-        make_graph: what captures a call; `CudaGraph` but in tests.
-        ranks: who shares the passes.
-        share_buffers: give all ranks the first one's buffers before each pass.
+        make_graph: class that captures a call; tests give another than `CudaGraph`.
+        ranks: the processes that share the passes.
+        share_buffers: give all ranks the buffers of the first before each pass.
 
     Raises:
-        ConfigError: graphs are asked for where there is no GPU, or several share a run.
+        ConfigError: graphs need a GPU, and one rank.
     """
 
     def __init__(
@@ -119,7 +117,7 @@ class Engine:
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Compile and capture what is met inside."""
+        """Compile and capture every shape that comes inside."""
         self.is_warming_up = True
         yield
         self.is_warming_up = False
@@ -136,8 +134,8 @@ class Engine:
     ) -> Callable[[Given], Tensors]:
         """Return `function`, or a stand-in that replays it.
 
-        The function maps a batch or draw to named tensors without host reads and may write the gradients of
-        `parameters`. What the stand-in returns is the caller's to keep.
+        The function maps a batch or draw to named tensors without host reads. It may write the gradients of
+        `parameters`. The caller may keep the returned tensors: replays do not overwrite them.
         """
         return Captured(self, function, parameters) if self.is_graphed else function
 
@@ -157,7 +155,7 @@ class Engine:
 
 
 class Captured(Generic[Given]):
-    """A function of a batch or draw, with one graph for each set of shapes met while warming up."""
+    """A function of a batch or draw, with one graph for each set of shapes that came during the warm-up."""
 
     def __init__(self, engine: Engine, function: Callable[[Given], Tensors], parameters: Sequence[nn.Parameter]):
         self.engine = engine

@@ -1,8 +1,8 @@
-"""Optimizers with the two weight-decay conventions that the papers use.
+"""Optimizers, with the two conventions of weight decay in the papers.
 
-`decayed=all` is PyTorch's habit; `decayed=kernels` spares norm layers and biases, as Katharopoulos and Fleuret (2018)
-do, whose code also spares the kernels of 1 x 1 shortcuts. A penalty c |w|^2 in the loss (Keras l2(c)) equals
-weight_decay 2c; (lambda / 2) |w|^2 equals weight_decay lambda.
+`decayed=all` decays every parameter, as PyTorch does. `decayed=kernels` spares norm layers and biases, as Katharopoulos
+and Fleuret (2018) do; their code also spares the kernels of 1 x 1 shortcuts. A penalty c |w|^2 in the loss (Keras
+l2(c)) equals weight_decay 2c, and (lambda / 2) |w|^2 equals weight_decay lambda.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def adam(
 
 @torch.no_grad()
 def penalty(optimizer: torch.optim.Optimizer) -> float:
-    """Return the sum of (weight_decay / 2) |w|^2 over the parameter groups: what weight decay adds to the loss."""
+    """Return what weight decay adds to the loss: the sum of (weight_decay / 2) |w|^2 over the parameter groups."""
     groups = [(group["weight_decay"], group["params"]) for group in optimizer.param_groups]
     squares = [decay / 2 * p.double().square().sum() for decay, params in groups if decay for p in params]
     return float(torch.stack(squares).sum()) if squares else 0.0

@@ -1,4 +1,4 @@
-"""What a process that trains sets for all of itself: arithmetic, memory, signals and the garbage collector."""
+"""Settings of the whole process that trains: arithmetic, memory, signals and the garbage collector."""
 
 import ctypes
 import gc
@@ -17,8 +17,8 @@ DEFAULT_THREADS = torch.get_num_threads()  # all cores, or this process's share 
 
 
 def apply_numerics(deterministic: bool, precision: str, threads: int | None) -> None:
-    """Set determinism, precision and threads for this process, all cores where `threads` is None."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; read when CUDA starts
+    """Set determinism, precision and threads of this process; `threads` None is all cores."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products; CUDA reads it once
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a search for bugs
@@ -28,15 +28,14 @@ def apply_numerics(deterministic: bool, precision: str, threads: int | None) -> 
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed, rather than ask the system for cleared ones at every pass.
+    """Let the C library (glibc only) keep large freed blocks instead of asking the system for new ones at every pass.
 
-    Without this a forward pass over 4,096 digits on a CPU takes about twice as long. Does nothing where the C library
-    is not glibc.
+    Without this a forward pass over 4,096 digits on a CPU takes about twice as long, since new blocks come cleared.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block from the system alone
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: none back
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block outside the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
 
 
 @contextmanager
@@ -61,7 +60,7 @@ def stop_signals(boundaries: Boundaries) -> Iterator[None]:
 
 @contextmanager
 def quiet_garbage_collector() -> Iterator[None]:
-    """Keep the garbage collector out of timed code; boundaries collect."""
+    """Switch the garbage collector off in timed code; runs collect at their boundaries."""
     gc.collect()
     gc.freeze()
     gc.disable()

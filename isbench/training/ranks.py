@@ -1,13 +1,13 @@
-"""The processes (ranks) that train one run together, one for each device; mostly there is one.
+"""Ranks: the processes that train one run together, one for each device. Mostly there is one.
 
-Every rank draws the whole global batch from the same streams and learns from signals gathered from all ranks, so that
-a sampler's state is the same on each of them and the same as on one device: nothing in a sampler knows of ranks. What
-they divide is the work that costs: fetching examples, passes through the network, and gradients, each rank its own
-part of every batch and pool. Torch's DistributedDataParallel averages the gradients.
+Every rank draws the whole global batch from the same streams, and learns from the signals of all ranks. A sampler's
+state is therefore the same on every rank, and the same as on one device: samplers know nothing of ranks. The ranks
+divide the costly work: each fetches its own part of every batch and pool, and passes it through the network. Torch's
+DistributedDataParallel averages the gradients.
 """
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -25,19 +25,19 @@ Anything = TypeVar("Anything")
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """Examples whose inputs each rank fetches as far as it needs them. It stands wherever a `Batch` does."""
+    """A batch without inputs: each rank fetches its part of them. It may stand wherever a `Batch` may."""
 
     indices: Tensor  # (n,) int64
     targets: Tensor  # (n,) int64
     views: Tensor  # (n, V) float32
-    fetch: Callable[[Tensor, Tensor | None], Batch]  # from indices and views
+    fetch: Callable[[Tensor, Tensor | None], Batch]  # takes indices and views
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @cached_property
     def inputs(self) -> Tensor:
-        """The inputs of all examples (n, ...), on every rank: only for methods that look at inputs themselves."""
+        """The inputs of all examples (n, ...), on every rank. Only methods that read inputs should use it."""
         return self.fetch(self.indices, self.views).inputs
 
     def take(self, positions: Tensor) -> "SharedBatch":
@@ -45,7 +45,7 @@ class SharedBatch:
         return SharedBatch(self.indices[positions], self.targets[positions], self.views[positions], self.fetch)
 
     def join(self, other: "SharedBatch") -> "SharedBatch":
-        """Return these examples and then those of another batch."""
+        """Return these examples, followed by the other batch."""
         return SharedBatch(
             torch.cat([self.indices, other.indices]),
             torch.cat([self.targets, other.targets]),
@@ -56,20 +56,20 @@ class SharedBatch:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all that train the run. Every method is called on all ranks, in the same order."""
+    """This process's place among the ranks. Methods must be called on all ranks, in the same order."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes the record, checkpoints and what people read."""
+        """Whether this rank writes the record, the checkpoints and the console."""
         return self.rank == 0
 
     def part(self, examples: Any) -> Any:
-        """Return this rank's part of a tensor (n, ...), batch or range of examples; of a shared batch, fetched.
+        """Return this rank's part of a tensor (n, ...), batch or range of examples; a shared batch is fetched.
 
-        Parts are equal, but that the last ones may be shorter or empty.
+        Parts have equal lengths, except that the last ones may be shorter or empty.
         """
         if self.size == 1:
             return examples
@@ -82,7 +82,7 @@ class Ranks:
         return examples[mine]
 
     def gather(self, parts: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-        """Return the whole (n, ...) float32 of each tensor of which this rank has a part; one exchange for all."""
+        """Join the ranks' parts of each named tensor; return them whole, (n, ...) float32. One exchange for all."""
         if self.size == 1 or not parts:
             return parts
         columns = {
@@ -115,22 +115,26 @@ class Ranks:
         return float(number)
 
     def first(self, value: Anything) -> Anything:
-        """Return what the first rank has."""
+        """Return the first rank's value."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def list_all(self, value: Anything) -> list[Anything]:
-        """Return what each rank has."""
+        """Return the values of all ranks."""
         values = [value]
         if self.size > 1:
             values = [value] * self.size
             dist.all_gather_object(values, value)
         return values
 
+    def agree(self, value: Hashable) -> bool:
+        """Say whether all ranks have the same value."""
+        return len(set(self.list_all(value))) == 1
+
     def attempt(self, function: Callable[[], Anything]) -> Anything:
-        """Call a function. If it fails on one rank it fails on all, so that none waits for another in vain."""
+        """Call a function. If it raises on one rank, raise on all, so that no rank waits for another in vain."""
         if self.size == 1:
             return function()
         try:
@@ -139,26 +143,26 @@ class Ranks:
             error = mistake
         errors = [mistake for mistake in self.list_all(error) if mistake is not None]
         if errors:
-            errors[0].is_shared = True  # type: ignore[attr-defined] # so that one of them says it
+            errors[0].is_shared = True  # type: ignore[attr-defined] # so that one rank prints it
             raise errors[0]
         return result
 
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have come here."""
         if self.size > 1:
             dist.barrier()
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank the first one's buffers."""
+        """Give every rank the buffers of the first."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def averaged(self, model: nn.Module, run: Callable[[Tensor], Forward], share_buffers: bool) -> Callable:
-        """Return `run`, which passes inputs through `model`, such that backward passes average the ranks' gradients.
+        """Wrap `run`, which passes inputs through `model`, so that backward passes average the ranks' gradients.
 
         Args:
-            share_buffers: also take the first rank's buffers before each pass.
+            share_buffers: also copy the first rank's buffers before each pass.
         """
         if self.size == 1:
             return run
@@ -169,7 +173,7 @@ ALONE = Ranks()
 
 
 class _Pass(nn.Module):
-    """A pass through a network as a module, which is what DistributedDataParallel wraps."""
+    """A pass through a network, as the module that DistributedDataParallel needs."""
 
     def __init__(self, model: nn.Module, run: Callable[[Tensor], Forward]):
         super().__init__()
@@ -181,31 +185,31 @@ class _Pass(nn.Module):
 
 
 class LateMaximum:
-    """The largest of the ranks' latest numbers, read one push late so that no rank waits for a slower one."""
+    """The largest of the ranks' numbers, read one push late so that no rank waits for a slower one."""
 
     def __init__(self, first: float):
         self._latest = torch.tensor(first, dtype=torch.float64)
         self._work: dist.Work | None = None
 
     def push(self, value: float) -> float:
-        """Send a number; return the largest of those that were sent before it, at first the one given then."""
+        """Send a number; return the largest of the numbers sent before, at first the constructor's."""
         largest = self.wait()
         self._latest = torch.tensor(value, dtype=torch.float64)
         self._work = dist.all_reduce(self._latest, dist.ReduceOp.MAX, async_op=True)
         return largest
 
     def wait(self) -> float:
-        """Return the largest of the numbers that were sent last."""
+        """Return the largest of the numbers sent last."""
         if self._work is not None:
             self._work.wait()
         return float(self._latest)
 
 
 def join() -> Ranks:
-    """Join the processes that torchrun, or srun with several tasks, started together.
+    """Return this process's rank among the processes that torchrun, or srun with several tasks, started together.
 
     Raises:
-        ConfigError: they cannot find each other.
+        ConfigError: the processes cannot find each other.
     """
     if dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
@@ -226,7 +230,7 @@ def join() -> Ranks:
 
 
 def read_slurm(variables: MutableMapping[str, str]) -> None:
-    """Say in torch's words what srun said in SLURM's. What is set already stays: torchrun inside a task wins."""
+    """Set torch's variables from SLURM's. Variables that are set already stay: torchrun inside a task wins."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     job = SlurmJobEnvironment()

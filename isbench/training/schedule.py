@@ -1,6 +1,6 @@
-"""Learning-rate schedules: the factor on the base rate as a pure function of the spent fraction of the budget.
+"""Learning-rate schedules: each returns the factor on the base rate at a spent fraction of the budget.
 
-The fraction can pass 1 where a method's updates are worth more than one (see `Budget.schedule_fraction`).
+The fraction can pass 1 where a method's updates count for more than one (see `Budget.schedule_fraction`).
 """
 
 import math
@@ -34,13 +34,13 @@ def cosine(final: float = 0.0) -> Schedule:
 
 
 def exponential(factor: float, drops: int) -> Schedule:
-    """Return factor ** k in the k-th of `drops` equal parts of the budget (one part an epoch in RAIS's experiments)."""
+    """Return factor ** k in part k of `drops` equal parts of the budget (in RAIS's experiments a part is an epoch)."""
     return lambda fraction: factor ** math.floor(fraction * drops + 1e-9)  # 29 / 100 * 100 is a little below 29
 
 
 def inverse_square_root(span: float) -> Schedule:
     """Return 1 / sqrt(1 + span * fraction).
 
-    The rate eta / sqrt(a + t) over T updates is span = T / a with base rate eta / sqrt(a).
+    For the rate eta / sqrt(a + t) over T updates, take span = T / a and the base rate eta / sqrt(a).
     """
     return lambda fraction: 1 / math.sqrt(1 + span * fraction)

@@ -1,6 +1,7 @@
-"""One seed becomes named, independent streams of random numbers.
+"""Random numbers: one seed becomes independent streams, each with a name.
 
-Changing the sampler leaves initial weights and data order streams unchanged; evaluating more often changes nothing.
+Another sampler leaves the streams of the initial weights and of the data order as they are. More evaluations change no
+stream.
 """
 
 import hashlib
@@ -12,15 +13,20 @@ from torch import Tensor
 NAMES = ("order", "augmentation", "sampler")
 
 
+def fixed_subset(num_examples: int, count: int | None) -> Tensor:
+    """Return `count` random indices (all if None), the same in every run, in random order, on the CPU."""
+    return torch.randperm(num_examples, generator=torch.Generator().manual_seed(0))[:count]
+
+
 def derive_seed(seed: int, name: str) -> int:
-    """Return a 63-bit seed that depends on the run's seed and the stream's name alone."""
+    """Return a 63-bit seed that depends only on the run's seed and the stream's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 class Streams:
-    """The generators of a run, and the global one that dropout uses.
+    """The generators of a run, and torch's global one, which dropout uses.
 
-    All ranks of a run have the same streams but the global one, since they drop out different examples' activations.
+    All ranks share every stream but the global one: each rank drops activations of its own examples.
 
     Attributes:
         order, augmentation, sampler: generators on the run's device.

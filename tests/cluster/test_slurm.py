@@ -1,4 +1,4 @@
-"""Grids on a real SLURM: submitted once, looked at, interrupted in every way SLURM knows, and continued bit for bit."""
+"""Grids on a real SLURM: submitted once, checked, interrupted in every way SLURM knows, and continued bit for bit."""
 
 import os
 import re

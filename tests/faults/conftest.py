@@ -29,7 +29,7 @@ def share(values: Iterable[Any], few: int) -> list[Any]:
 
 
 def run_words(sampler: str, folder: Path) -> list[str]:
-    """Return the words of a tiny run that looks and saves ten times."""
+    """Return the words of a tiny run that evaluates and saves ten times."""
     return [
         *tiny_overrides(sampler),
         "device=cpu",

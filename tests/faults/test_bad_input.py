@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from isbench.cli import GROUPS, choices
 from isbench.config import config_folder
-from isbench.data.files import CIFAR10_FILES, CIFAR100_FILES, FASHION_MNIST_FILES, MNIST_FILES, SVHN_FILES
+from isbench.data.published import CIFAR10_FILES, CIFAR100_FILES, FASHION_MNIST_FILES, MNIST_FILES, SVHN_FILES
 from isbench.data.rotated import NUM_ROWS
 from tests.conftest import TINY
 from tests.faults.conftest import SEED

@@ -1,6 +1,6 @@
-"""Published data files: read with their MD5 checked, downloaded on request, refused with one line that says what to do.
+"""Reads published data files, checks their MD5, and downloads them on request.
 
-The package reads the files itself, so that only a download has to import torchvision, which takes more than a second.
+torchvision takes more than a second to import, so only a download imports it.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isbench.errors import DataError
 
-# MD5 of each file. Those of MNIST are of the unpacked files, those of Fashion-MNIST of the compressed ones.
+# MD5 of each file: of MNIST's unpacked files, and of Fashion-MNIST's compressed ones.
 MNIST_FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -50,9 +50,10 @@ DOWNLOAD = "add dataset.download=true, or put the published file there"
 
 
 def read_checked(path: Path, md5: str | None, remedy: str = DOWNLOAD) -> bytearray:
-    """Return the content of a file. `md5` is None where no checksum was published.
+    """Return the content of a file. `md5` is None if no checksum was published.
 
-    Raises: DataError where the file is missing, or is not the published one.
+    Raises:
+        DataError: the file is missing, or is not the published one.
     """
     if not path.is_file():
         known = f" (MD5 {md5})" if md5 else ""
@@ -66,12 +67,12 @@ def read_checked(path: Path, md5: str | None, remedy: str = DOWNLOAD) -> bytearr
 
 
 def read_idx(path: Path, md5: str) -> Tensor:
-    """Return the uint8 tensor in an idx file.
+    """Return the uint8 tensor in an idx file, or in the unpacked copy of a missing compressed one (.gz).
 
-    Where `path` is compressed (.gz) and only its unpacked copy is there, that is read: no checksum of it was published,
-    so its header must account for every byte.
+    No checksum was published for unpacked copies, so the header must account for every byte.
 
-    Raises: DataError where the file is missing or damaged.
+    Raises:
+        DataError: the file is missing or damaged.
     """
     unpacked = path.with_suffix("")
     if path.suffix == ".gz" and not path.is_file() and unpacked.is_file():
@@ -92,9 +93,10 @@ def read_idx(path: Path, md5: str) -> Tensor:
 
 
 def download_missing(paths: Sequence[Path], data_dir: Path, reader: str, *arguments: str) -> None:
-    """Have torchvision's `reader` download to `data_dir`, unless every path is there.
+    """Download with torchvision's `reader` to `data_dir`, unless every path exists.
 
-    Raises: DataError where it fails.
+    Raises:
+        DataError: the download fails.
     """
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is None:
@@ -103,7 +105,7 @@ def download_missing(paths: Sequence[Path], data_dir: Path, reader: str, *argume
 
     try:
         getattr(datasets, reader)(data_dir, *arguments, download=True)
-    except (OSError, RuntimeError) as error:  # no network is an OSError, the sum of MNIST's mirrors a RuntimeError
+    except (OSError, RuntimeError) as error:  # without a network OSError; MNIST's mirrors together RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
             f"{missing.name} could not be downloaded to {missing.parent}: {reason}; put the published file there"
