@@ -24,6 +24,10 @@ class Diverged(Exception):
     """Training met a value that is not finite. The run is closed as diverged; the records stay."""
 
 
+class GridFailed(Exception):
+    """Runs of a grid failed or diverged. `args` has one line for each reason."""
+
+
 class Interrupted(BaseException):  # not an Exception: nothing but the entry point may swallow it
     """A signal asked the run to stop. Its checkpoint is written; the same command continues it."""
 
