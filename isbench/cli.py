@@ -16,18 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from isbench.config import config_folder, validate
-from isbench.errors import ConfigError, Interrupted
-from isbench.explain import GROUPS, MISTAKES, PLAIN, choices, explain, summary
-from isbench.grid.sweeper import GridFailed, register
+from isbench.errors import ConfigError, GridFailed, Interrupted
+from isbench.explain import MISTAKES, PLAIN, explain, help_text
 from isbench.recording.record import Outcome
 
 log = logging.getLogger("isbench")
-EXAMPLES = """\
-Examples:
-  isbench sampler=upper_bound budget.unit=seconds budget.limit=20
-  isbench dataset=cifar10 model=wrn_28_2 augmentation=flip_crop sampler=loss dataset.download=true
-  isbench -m experiment=demo                 a grid; running it again continues it
-"""
 # Kept apart, since `command` sets Hydra's own variable, which the processes of a grid inherit.
 _wants_traceback = os.environ.setdefault("ISBENCH_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 failures: list[str] = []  # what `command` complains of at the end
@@ -66,7 +59,6 @@ def command() -> None:
         sys.argv.insert(1, flag)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through to the handlers below
     failures.clear()
-    register()
     try:
         check_flags()
         application()
@@ -151,27 +143,3 @@ def rank() -> int:
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return int(os.environ.get("RANK", os.environ["SLURM_PROCID"]))
     return int(os.environ.get("RANK", 0))
-
-
-def help_text() -> str:
-    """Return the groups, their choices with one line each, the single keys, and examples."""
-    lines = [
-        "isbench trains data set x model x sampler under one clock and records loss and error against seconds.",
-        "",
-        "  python -m isbench [group=choice ...] [key=value ...]     one run",
-        "  python -m isbench -m [group=a,b ...] [key=1,2 ...]       a grid (Hydra multirun)",
-        "  python -m isbench --cfg job [...]                        show the configuration and stop",
-        '  eval "$(isbench -sc install=bash)"                       tab completion',
-    ]
-    for group in GROUPS:
-        lines += ["", f"{group}:"]
-        lines += [f"  {choice:<28} {summary(path)}" for choice, path in choices(group).items()]
-    lines += [
-        "",
-        "Keys: seed, batch_size, label_smoothing, clip_norm, slots, device (auto, cpu, cuda), data_dir, runs_dir,",
-        "group, budget.unit (updates, epochs, examples, seconds), budget.limit, evaluation.points, optimizer.lr,",
-        "sampler.pool_size, and whatever else --cfg job shows.",
-        "",
-        EXAMPLES,
-    ]
-    return "\n".join(lines)

@@ -1,140 +1,143 @@
-"""The configuration: its schema, its checks, and the identity of a run.
+"""The configuration: its keys, their ranges, and the identity of a run.
 
-Group nodes (dataset, model, sampler, ...) are plain mappings whose schema is the signature of the constructor that they
-name; the top level is a dataclass. This module does not import torch, so that the command line answers at once.
+`RunConfig` is the one list of keys. The annotations of its parts, and of the constructors that group nodes (dataset,
+model, sampler, ...) name, are the schema, which pydantic reads. This module does not import torch, so that the command
+line answers at once.
 """
 
 import difflib
 import hashlib
 import inspect
 import json
-import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isbench.errors import ConfigError
-from isbench.recording.record import UNIT_COLUMNS
 
-# What makes two runs the same run. Where it is stored, how it is launched and who is told about it do not.
-IDENTITY = (
-    "dataset",
-    "model",
-    "sampler",
-    "optimizer",
-    "schedule",
-    "augmentation",
-    "budget",
-    "numerics",
-    "evaluation",
-    "seed",
-    "batch_size",
-    "label_smoothing",
-    "clip_norm",
-    "slots",
-    "device",
-)
-# Groups that name what to call.
-CHOSEN = ("dataset", "model", "sampler", "optimizer", "schedule", "augmentation", "probe")
 # Modules that moved after runs were recorded, and where they were: identities keep the old name, and both are found.
 MOVED = {"isbench.data.readers": "isbench.data.sources"}
 MAX_THREADS = max(64, os.cpu_count() or 1)
-ENGINES = ("auto", "eager", "compiled", "graphed", "compiled_graphed")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+
+Choice = dict[Any, Any]  # a node with a _target_ and its arguments
+Count = Annotated[int, Ge(1)]
+Folder = Annotated[str, MinLen(1)]
 
 
-@dataclass
-class Budget:
-    """How long to train: `limit` updates, epochs, examples or (training) seconds; see isbench.training.budget."""
+def setting(default: Any = MISSING, **facts: Any) -> Any:
+    """Return a field of a configuration; a function as default is called for each new one.
 
-    name: str = ""
-    unit: str = MISSING
-    limit: float = MISSING
-    effective: bool = False
-
-
-@dataclass
-class Numerics:
-    """Determinism, precision and execution; see isbench.training.engine.
-
-    `channels_last: null` uses that memory format where it is faster; `threads: null` takes all cores.
+    Args:
+        facts: `help`, a line for --help; `group`, whether conf/ has choices of the key; `chosen`, whether these name
+            what to call; `identity`, whether the value makes two runs different runs: True, or a function of the value.
     """
+    return field(metadata=facts, **{"default_factory" if callable(default) else "default": default})
 
-    name: str = ""
-    deterministic: bool = True
-    engine: str = "eager"
-    precision: str = "float32"
-    channels_last: bool | None = None
-    threads: int | None = None
+
+choice = partial(setting, group=True, chosen=True)
 
 
 @dataclass
-class Logging:
+class BudgetConfig:
+    """How long to train; see isbench.training.budget."""
+
+    name: str = ""
+    unit: Literal["updates", "epochs", "examples", "seconds"] = setting(help="what to count")
+    limit: Annotated[float, Ge(1e-9)] = setting(help="how many of them to train for")
+    effective: bool = setting(False, help="count an update as often as its gain says")
+
+
+@dataclass
+class NumericsConfig:
+    """Determinism, precision and execution; see isbench.training.engine."""
+
+    name: str = ""
+    deterministic: bool = setting(True, help="use deterministic algorithms only")
+    engine: Literal["auto", "eager", "compiled", "graphed", "compiled_graphed"] = setting("eager", help="runs a step")
+    precision: Literal["float32", "tf32", "bfloat16"] = setting("float32", help="of products and convolutions")
+    channels_last: bool | None = setting(None, help="memory format of images; null: where it is faster")
+    threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = setting(None, help="of torch; null: all cores")
+
+
+@dataclass
+class LoggingConfig:
     """Where rows go besides the run's own record; see isbench.recording.wandb_sink."""
 
     name: str = ""
-    mode: str = "offline"
-    project: str = "isbench"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
-    timeout_seconds: float = 20.0
+    mode: Literal["offline", "online", "off"] = setting("offline", help="of W&B")
+    project: str = setting("isbench", help="in W&B")
+    entity: str | None = setting(None, help="in W&B; null: your default")
+    tags: list[str] = setting(list, help="in W&B, besides the paper and the sampler")
+    timeout_seconds: Annotated[float, Gt(0), Le(3600)] = setting(20.0, help="how long to wait for W&B's server")
 
 
 @dataclass
-class Evaluation:
-    """How often to look (equal parts of the budget), and at how many training examples."""
+class EvaluationConfig:
+    """How often loss and error are measured, and on how much."""
 
-    points: int = 20
-    train_examples: int = 2000
+    points: Count = setting(20, help="evaluations, at equal parts of the budget")
+    train_examples: Count = setting(2000, help="training examples that an evaluation takes")
 
 
 @dataclass
-class Checkpoint:
-    """Seconds between checkpoints at least (they are written at boundaries), and whether the last one is kept."""
+class CheckpointConfig:
+    """When state is saved. Checkpoints are written at boundaries."""
 
-    seconds: float = 30.0
-    keep: bool = False
+    seconds: Annotated[float, Ge(0)] = setting(30.0, help="at least so many between two checkpoints")
+    keep: bool = setting(False, help="keep the last one when the run has ended")
 
 
 @dataclass
 class RunConfig:
-    """One run. Every field can be set on the command line as key=value."""
+    """One run. Every field can be set on the command line as key=value; `setting` explains the fields' metadata."""
 
-    dataset: Any = field(default_factory=lambda: {"residency": "device"})  # a key of every data set
-    model: Any = MISSING
-    sampler: Any = MISSING
-    optimizer: Any = MISSING
-    schedule: Any = MISSING
-    augmentation: Any = MISSING
-    probe: Any = MISSING
-    budget: Budget = MISSING
-    numerics: Numerics = MISSING
-    logging: Logging = MISSING
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    seed: int = 0
-    batch_size: int = 128
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    sync_norm: bool = True  # several processes: batch norm over the whole batch, not over each one's part
-    slots: int | None = None
-    device: str = "auto"
-    data_dir: str = MISSING
-    runs_dir: str = "runs"
-    group: str | None = None  # a folder under runs_dir and the group in W&B: the name of the experiment
-    arm: str | None = None  # the line of a table that the run belongs to; set by isbench.grid.jobs
+    dataset: Choice = choice(lambda: {"residency": "device"}, identity=True)  # a key of every data set
+    model: Choice = choice(identity=True)
+    sampler: Choice = choice(identity=True)
+    optimizer: Choice = choice(identity=True)
+    schedule: Choice = choice(identity=True)
+    augmentation: Choice = choice(identity=True)
+    probe: Choice = choice(identity=lambda probe: probe["name"] != "none")
+    budget: BudgetConfig = setting(BudgetConfig, group=True, identity=True)
+    numerics: NumericsConfig = setting(NumericsConfig, group=True, identity=True)
+    logging: LoggingConfig = setting(LoggingConfig, group=True)
+    evaluation: EvaluationConfig = setting(EvaluationConfig, identity=True)
+    checkpoint: CheckpointConfig = setting(CheckpointConfig)
+    seed: Annotated[int, Ge(0)] = setting(0, identity=True, help="of weights, batches and augmentation")
+    batch_size: Count = setting(128, identity=True, help="examples of an update")
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = setting(0.0, identity=True, help="spread over all classes")
+    clip_norm: Annotated[float, Gt(0)] | None = setting(None, identity=True, help="longest gradient; null: any")
+    sync_norm: bool = setting(
+        True, identity=lambda is_shared: not is_shared, help="batch norm over the whole batch of several processes"
+    )
+    slots: Count | None = setting(None, identity=True, help="fixed views in all; null: each draw has a fresh one")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto: a GPU if there is one")
+    data_dir: Folder = setting(help="where data sets are; the variable ISBENCH_DATA unless set")
+    runs_dir: Folder = setting("runs", help="where runs are recorded")
+    group: str | None = setting(None, help="folder in runs_dir and group in W&B: the name of the experiment")
+    arm: str | None = setting(None, help="line of a table that the run belongs to; the arms of a grid narrow with it")
 
 
-ConfigStore.instance().store(name="schema", node=RunConfig)
+def _keys_with(fact: str) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(RunConfig) if item.metadata.get(fact))
+
+
+IDENTITY = _keys_with("identity")
+CHOSEN = _keys_with("chosen")
+GROUPS = (*_keys_with("group"), "launcher", "experiment")  # these two set keys of other groups
+DEFAULTS = asdict(RunConfig())
+ConfigStore.instance().store(name="schema", node=DEFAULTS)  # Hydra's part is to refuse other keys
 
 
 def config_folder() -> Path:
@@ -174,68 +177,19 @@ def validate(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    for key in map(str, plain):  # Hydra lets +key=value pass
-        if key not in RunConfig.__dataclass_fields__:
-            raise ConfigError(f"unknown key {key}: {nearest(key, RunConfig.__dataclass_fields__)}")
-    run: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))  # type: ignore[assignment]
+    run = RunConfig(**check_arguments("", RunConfig, plain))
     for group in CHOSEN:
         node = getattr(run, group)
-        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        if not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")
         if not re.fullmatch(r"\w[\w.-]*", str(node.get("name") or "")):
             raise ConfigError(f"{group}.name={node.get('name')}: needs a name of letters, digits, '_', '-' and '.'")
-    modes, devices = ("offline", "online", "off"), ("auto", "cpu", "cuda")
-    budget, evaluation = run.budget, run.evaluation
-    checks = [
-        ("seed", run.seed, run.seed >= 0, "must not be negative"),
-        ("batch_size", run.batch_size, run.batch_size >= 1, "must be at least 1"),
-        ("label_smoothing", run.label_smoothing, 0 <= run.label_smoothing < 1, "must be at least 0 and less than 1"),
-        ("clip_norm", run.clip_norm, run.clip_norm is None or run.clip_norm > 0, "must be above 0, or null"),
-        ("slots", run.slots, run.slots is None or run.slots >= 1, "must be at least 1, or null"),
-        ("budget.unit", budget.unit, budget.unit in UNIT_COLUMNS, nearest(budget.unit, UNIT_COLUMNS)),
-        ("budget.limit", budget.limit, 1e-9 <= budget.limit < math.inf, "must be above 0 and finite"),
-        (
-            "budget.effective",
-            budget.effective,
-            not (budget.effective and budget.unit == "seconds"),
-            "seconds are the same for every method; count updates, epochs or examples instead",
-        ),
-        ("evaluation.points", evaluation.points, evaluation.points >= 1, "must be at least 1"),
-        ("evaluation.train_examples", evaluation.train_examples, evaluation.train_examples >= 1, "must be at least 1"),
-        ("checkpoint.seconds", run.checkpoint.seconds, run.checkpoint.seconds >= 0, "must not be negative"),
-        (
-            "numerics.threads",
-            run.numerics.threads,
-            run.numerics.threads is None or 1 <= run.numerics.threads <= MAX_THREADS,
-            f"must be from 1 to {MAX_THREADS}, or null",
-        ),
-        ("numerics.engine", run.numerics.engine, run.numerics.engine in ENGINES, nearest(run.numerics.engine, ENGINES)),
-        (
-            "numerics.precision",
-            run.numerics.precision,
-            run.numerics.precision in PRECISIONS,
-            nearest(run.numerics.precision, PRECISIONS),
-        ),
-        ("logging.mode", run.logging.mode, run.logging.mode in modes, nearest(run.logging.mode, modes)),
-        (
-            "logging.timeout_seconds",
-            run.logging.timeout_seconds,
-            0 < run.logging.timeout_seconds <= 3600,
-            "must be above 0, at most 3600",
-        ),
-        (
-            "group",
-            run.group,
-            run.group is None or not ({"..", "/"} & set(Path(run.group).parts) or run.group == ""),
-            "must be a folder below runs_dir, or null",
-        ),
-        ("data_dir", run.data_dir, run.data_dir != "", "must name a folder"),
-        ("runs_dir", run.runs_dir, run.runs_dir != "", "must name a folder"),
-        ("device", run.device, run.device in devices, nearest(run.device, devices)),
-    ]
-    for key, value, is_right, reason in checks:
-        if not is_right:
-            raise ConfigError(f"{key}={value}: {reason}")
+    if run.budget.effective and run.budget.unit == "seconds":
+        raise ConfigError(
+            "budget.effective=True: seconds are the same for every method; count updates, epochs or examples instead"
+        )
+    if run.group is not None and (run.group == "" or {"..", "/"} & set(Path(run.group).parts)):
+        raise ConfigError(f"group={run.group}: must be a folder below runs_dir, or null")
     return run
 
 
@@ -252,16 +206,19 @@ def locate(path: str) -> Callable:
     return found
 
 
-def check_arguments(group: str, function: Callable, arguments: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
-    """Check a group's values against the signature they are meant for, and return them converted.
+def check_arguments(
+    group: str, function: Callable, arguments: Mapping[Any, Any], given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check values against the signature they are meant for, and return them converted.
 
     Args:
-        group: the configuration group, for messages.
-        arguments: the values of the yaml, without `name` and `_target_`.
+        group: the configuration group, for messages; empty for the configuration itself.
+        function: a function or a class. Its annotations say which types and ranges are right.
+        arguments: the values of the yaml, without `name` and `_target_` where these are no arguments.
         given: names of the arguments that are supplied when the object is built.
 
     Raises:
-        ConfigError: an unknown or missing argument, or a value of the wrong type.
+        ConfigError: an unknown or missing argument, or a value that is of the wrong type or out of range.
     """
     given = set(given)
     parameters = {
@@ -270,34 +227,49 @@ def check_arguments(group: str, function: Callable, arguments: dict[str, Any], g
         if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    prefix = f"{group}." if group else ""
     for name in arguments:
         if name not in parameters:
-            raise ConfigError(f"unknown key {group}.{name}: {nearest(str(name), parameters)}")
-    converted = {}
+            raise ConfigError(f"unknown key {prefix}{name}: {nearest(str(name), parameters)}")
     for name, parameter in parameters.items():
-        if name not in arguments:
-            if parameter.default is parameter.empty:
-                raise ConfigError(f"{group}.{name} is missing: {function.__name__} needs it")
-            continue
-        try:
-            if isinstance(arguments[name], bool) and hints[name] is not bool:
-                raise ConfigError(f"{group}.{name}={arguments[name]}: input should not be true or false")
-            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
-            converted[name] = adapter.validate_python(arguments[name])
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].lower()
-            raise ConfigError(f"{group}.{name}={arguments[name]}: {reason}") from None
+        if name not in arguments and (parameter.default is parameter.empty or parameter.default == MISSING):
+            raise ConfigError(f"{prefix}{name} is missing: {function.__name__} needs it")
+    return {name: _convert(f"{prefix}{name}", hints[name], value) for name, value in arguments.items()}
+
+
+def _convert(key: str, hint: Any, value: Any) -> Any:
+    """Return a value as its annotation wants it."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint(**check_arguments(key, hint, _convert(key, dict, value)))
+    try:
+        converted = _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{key}={value}: {_complaint(error, hint)}") from None
+    if isinstance(value, bool) and not isinstance(converted, bool):  # pydantic takes true for 1
+        raise ConfigError(f"{key}={value}: must not be true or false")
     return converted
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter:
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    return TypeAdapter(hint, config=rules)
+
+
+def _complaint(error: ValidationError, hint: Any) -> str:
+    """Say in a few words what is wrong with a value."""
+    first = error.errors()[0]
+    if first["type"] == "literal_error":
+        return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
+    or_null = ", or null" if type(None) in get_args(hint) else ""
+    return first["msg"].replace("Input should", "must").replace("Value should", "must").lower() + or_null
 
 
 def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
     plain = asdict(run)
-    keys = list(IDENTITY)
-    if run.probe["name"] != "none":
-        keys.append("probe")
-    if not run.sync_norm:
-        keys.append("sync_norm")
+    rules = {item.name: item.metadata["identity"] for item in fields(run) if item.name in IDENTITY}
+    keys = [key for key, rule in rules.items() if rule is True or rule(plain[key])]
     text = json.dumps({key: _canonical(plain[key]) for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

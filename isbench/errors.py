@@ -24,6 +24,10 @@ class Diverged(Exception):
     """Training met a value that is not finite. The run ends as diverged, and its record stays."""
 
 
+class GridFailed(Exception):
+    """Runs of a grid failed or diverged. `args` has one line for each reason."""
+
+
 class Interrupted(BaseException):  # not an Exception: only the entry point may catch it
     """A signal asked the run to stop. Its checkpoint is written; the same command continues it."""
 

@@ -1,45 +1,69 @@
-"""What there is to choose from, and a mistake in one line, with the nearest valid choices where there are any."""
+"""Help for people: what there is to choose from, and a mistake in one line with the nearest valid choices."""
 
 import argparse
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isbench.config import config_folder, nearest
+from isbench.config import GROUPS, RunConfig, config_folder, nearest
 from isbench.errors import UserError
 
-GROUPS = (
-    "dataset",
-    "model",
-    "sampler",
-    "optimizer",
-    "schedule",
-    "augmentation",
-    "probe",
-    "budget",
-    "numerics",
-    "logging",
-    "launcher",
-    "experiment",
-)
 PLAIN = (UserError, OmegaConfBaseException, OSError, RecursionError)  # the user's, wherever they come from
 MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, where they come from composing
+USAGE = """\
+isbench trains data set x model x sampler under one clock and records loss and error against seconds.
+
+  python -m isbench [group=choice ...] [key=value ...]     one run
+  python -m isbench -m [group=a,b ...] [key=1,2 ...]       a grid (Hydra multirun)
+  python -m isbench --cfg job [...]                        show the configuration and stop
+  eval "$(isbench -sc install=bash)"                       tab completion
+"""
+EXAMPLES = """
+Examples:
+  isbench sampler=upper_bound budget.unit=seconds budget.limit=20
+  isbench dataset=cifar10 model=wrn_28_2 augmentation=flip_crop sampler=loss dataset.download=true
+  isbench -m experiment=demo                 a grid; running it again continues it
+"""
+
+
+def help_text() -> str:
+    """Return the usage, the choices of each group and the single keys with a line each, and examples."""
+    tables = {group: {choice: summary(path) for choice, path in choices(group).items()} for group in GROUPS}
+    tables["keys, besides those that --cfg job shows of the choices"] = dict(described_keys(RunConfig))
+    lines = [
+        line
+        for title, table in tables.items()
+        for line in ["", f"{title}:", *(f"  {name:<28} {text}" for name, text in table.items())]
+    ]
+    return "\n".join([USAGE.rstrip(), *lines, EXAMPLES])
+
+
+def own_folder() -> Path | None:
+    """Return the folder that --config-dir names on the command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    return parser.parse_known_args(sys.argv[1:])[0].config_dir
+
+
+def own_choices() -> list[str]:
+    """Return the override that adds the choices of --config-dir, if it is there."""
+    return [f"hydra.searchpath=[file://{folder.absolute()}]"] if (folder := own_folder()) else []
 
 
 def choices(group: str) -> dict[str, Path]:
     """Return the choices of a group and their files, in alphabetical order, those of --config-dir among them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
-    folders = [config_folder(), parser.parse_known_args(sys.argv[1:])[0].config_dir]
     found = {
         path.relative_to(folder / group).with_suffix("").as_posix(): path
-        for folder in folders
+        for folder in (config_folder(), own_folder())
         if folder is not None
         for path in (folder / group).rglob("*.yaml")
     }
@@ -54,6 +78,18 @@ def summary(path: Path) -> str:
     return ""
 
 
+def described_keys(part: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys of a configuration that have a line of help, dotted, with that line."""
+    hints = get_type_hints(part)
+    for item in fields(part):
+        key, hint = f"{prefix}{item.name}", hints[item.name]
+        if is_dataclass(hint):
+            yield from described_keys(hint, f"{key}.")  # type: ignore[arg-type]
+        elif "help" in item.metadata:
+            words = f" ({', '.join(get_args(hint))})" if get_origin(hint) is Literal else ""
+            yield key, item.metadata["help"] + words
+
+
 def explain(error: BaseException) -> str:
     """Return one line on a configuration error, with the nearest valid choices where there are any."""
     printable = (character if character.isprintable() else " " for character in _reason(error))
@@ -61,51 +97,58 @@ def explain(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error)
     if isinstance(error, UserError):
-        return text
+        return str(error)
     if isinstance(error, RecursionError):
         return "the configuration is nested too deep, or in itself"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; write key=value, and quote a value that is not a plain word"
-    choice = re.search(r"Could not find '(.+?)/(.+?)'", text) or re.search(r"Could not load '(.+?)/(.+?)'", text)
-    if choice:
-        group, word = choice.groups()
-        return f"{group}={word}: no such choice; {nearest(word, choices(group))}"
-    key = re.search(r"Could not override '(.+?)'", text) or re.search(r"Key '(.+?)' is not in struct", text)
-    if key:
-        group, dot, word = key[1].rpartition(".")
-        keys = [known for known in known_keys() if known.startswith(f"{group}.") or not dot]
-        return f"unknown key {key[1]}: {nearest(key[1], keys)}"
-    cause: Any = error.__cause__
-    full_key = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
-    value = re.search(r"Value '.*?'.*", f"{text}\n{cause}")
-    if full_key and value:
-        return f"{full_key[1]}: {value[0][0].lower()}{value[0][1:]}"
-    reason = f": {cause}" if isinstance(cause, OmegaConfBaseException) and str(cause) not in text else ""
-    return f"{text}{reason}"
+    text = f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
+    for pattern, line in LINES.items():
+        if found := re.search(pattern, text):
+            return line(*found.groups())
+    return text
+
+
+def no_such_choice(group: str, word: str) -> str:
+    return f"{group}={word}: no such choice; {nearest(word, choices(group))}"
+
+
+def no_such_key(key: str) -> str:
+    known = [other for other in known_keys() if other.startswith("hydra.") == key.startswith("hydra.")]
+    beside = [other for other in known if other.startswith(key[: key.rfind(".") + 1])]
+    return f"unknown key {key}: {nearest(key, beside or known)}"
+
+
+# What Hydra and OmegaConf say, and what is said instead.
+LINES: dict[str, Callable[..., str]] = {
+    r"Could not (?:find|load) '(.+?)/(.+?)'": no_such_choice,
+    r"(?:Could not override|Key) '(.+?)'(?:\.| is not in struct)": no_such_key,
+    r"(?m)^(.+)\n +full_key: (\S+)": lambda reason, key: f"{key}: {reason}",
+}
 
 
 def known_keys() -> list[str]:
-    """Return every key of the default configuration, dotted."""
+    """Return every key, dotted, of the configuration that the choices on the command line make."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    overrides = [
-        word
-        for word in sys.argv[1:]
-        if word.partition("=")[0] in GROUPS and word.partition("=")[2] in choices(word.partition("=")[0])
-    ]
+    words = [word for word in sys.argv[1:] if is_choice(*word.partition("=")[::2])]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        try:
-            cfg = compose("config", overrides=overrides)
-        except HydraException:  # a choice of the user's own
-            cfg = compose("config")
+        for overrides in ([*words, *own_choices()], []):
+            with suppress(HydraException):  # a yaml of the user's own may be what is wrong
+                cfg = compose("config", overrides=overrides, return_hydra_config=True)
+                return [*GROUPS, *flat(OmegaConf.to_container(cfg))]
+    raise AssertionError
 
-    def keys(node: Any, prefix: str) -> list[str]:
-        if not isinstance(node, dict):
-            return [prefix.rstrip(".")]
-        return [key for name, value in node.items() for key in keys(value, f"{prefix}{name}.")]
 
-    return [*GROUPS, *keys(OmegaConf.to_container(cfg), "")]
+def is_choice(group: str, word: str) -> bool:
+    return group in GROUPS and word in choices(group)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every key of nested dictionaries, dotted, with its value."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}{name}.").items()}

@@ -50,7 +50,7 @@ def run(config: RunConfig) -> Outcome:
     """
     ranks = join()
     device = resolve_device(config.device)
-    config = replace(config, device=device.type)
+    config = replace(config, device=device.type)  # type: ignore[arg-type]
     folder = run_folder(config)
     if (outcome := ended(folder, ranks)) is not None:
         return outcome

@@ -20,7 +20,7 @@ SPINE = {
     "loop": PARTS | {"samplers"},
     "report": {"errors", "config", "recording"},
     "explain": {"errors", "config"},
-    "config": {"errors", "recording"},
+    "config": {"errors"},
     "samplers": PARTS,
     "training": PARTS - {"training"},
     "data": FOOT,

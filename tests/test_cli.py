@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from isbench import cli
-from isbench.config import config_folder
-from isbench.explain import GROUPS
+from isbench.config import CHOSEN, DEFAULTS, GROUPS, config_folder
+from isbench.explain import flat
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +43,9 @@ def test_help_is_quick_complete_and_without_torch() -> None:
             (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"  {path.stem} ")][:1]
             assert len(line.split(maxsplit=1)[1]) > 8
     assert result.stdout.count("  isbench ") == 3
+    for key in flat(DEFAULTS):
+        if key.split(".")[0] not in CHOSEN and not key.endswith(".name"):
+            assert f"\n  {key} " in result.stdout, key
 
 
 @pytest.mark.parametrize(
@@ -54,11 +57,19 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["seedd=1"], "unknown key seedd: did you mean seed?"),
         (["sampler=loss", "sampler.pool_sizes=3"], "unknown key sampler.pool_sizes: did you mean sampler.pool_size"),
         (["budget.units=epochs"], "did you mean budget.unit"),
-        (["seed=abc"], "seed: value 'abc'"),
-        (["batch_size=1.5"], "batch_size: value '1.5'"),
+        (["seed=abc"], "seed=abc: must be a valid integer"),
+        (["batch_size=1.5"], "batch_size=1.5: must be a valid integer"),
         (["sampler=loss", "sampler.pool_size=abc"], "sampler.pool_size=abc"),
         (["sampler=loss", "sampler.pool_size=16"], "sampler.pool_size=16 is smaller than batch_size=128"),
         (["batch_size=100000"], "larger than the training set (4000 examples)"),
+        (["seed=true"], "seed=True: must not be true or false"),
+        (["clip_norm=0"], "clip_norm=0: must be greater than 0, or null"),
+        (["numerics.engine=eagre"], "numerics.engine=eagre: did you mean eager?"),
+        (["evaluation=5"], "evaluation=5: must be a valid dictionary"),
+        (["optimzer.lr=1"], "unknown key optimzer.lr: did you mean optimizer.lr"),
+        (["seed=${nothing}"], "seed: Interpolation key 'nothing' not found"),
+        (["-m", "launcher=joblib", "hydra.launcher.n_job=3"], "did you mean hydra.launcher.n_jobs"),
+        (["-m", "launcher=joblib", "hydra.launcher.n_jobs=x"], "hydra.launcher.n_jobs: Value 'x' of type 'str'"),
         (["+nope=1"], "unknown key nope"),
         (["+sampler.wrong=3"], "unknown key sampler.wrong"),
         (["optimizer.lr=-1"], "learning rate"),
@@ -72,7 +83,7 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["runs_dir=null"], "runs_dir"),
         (["-m", "foo=1,2"], "unknown key foo"),
         (["-m", "seed=range(0)"], "seed=range(0): no values, so that the grid has no runs"),
-        (["-m", "seed=0,-1"], "seed=-1: must not be negative"),
+        (["-m", "seed=0,-1"], "seed=-1: must be greater than or equal to 0"),
         (["-m", "logging=off,offline"], "'logging=off' and 'logging=offline' are one and the same run"),
         (["-m", "budget.limit=interval(1,2)"], "budget.limit=interval(1,2): name the values"),
         (["-m", "arm=rais"], "arm=rais: no such arm; this grid has no arms"),
@@ -186,6 +197,27 @@ def test_completion_completes() -> None:
     assert set(result.stdout.split()) == {"model=resnet18", "model=resnet50"}
 
 
+def test_hydra_programs_of_others_are_left_alone(tmp_path) -> None:
+    """Every Hydra program imports the plugins of its environment; isbench's cost it nothing."""
+    (tmp_path / "config.yaml").write_text("x: 1\n")
+    (tmp_path / "program.py").write_text(
+        "import sys, hydra\n"
+        "from hydra.core.plugins import Plugins\n"
+        "@hydra.main(version_base=None, config_path='.', config_name='config')\n"
+        "def main(cfg):\n"
+        "    assert 'hydra_plugins.isbench.ArmSweeper' in Plugins.instance().class_name_to_class\n"
+        "    print(cfg.x, [name for name in sys.modules if name.split('.')[0] in ('isbench', 'torch', 'pydantic')])\n"
+        "main()\n"
+    )
+    for words, said in (["x=2"], "2 []\n"), (["-m", "x=3,4"], "3 []\n"):
+        command = [sys.executable, "-W", "error", "program.py", *words]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0 and said in result.stdout and not result.stderr, result
+    code = "import sys, hydra_plugins.isbench; print([name for name in sys.modules if 'submitit' in name])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n", "it imports where Hydra's own launcher for SLURM is missing"
+
+
 def test_a_wheel_works_from_any_folder(tmp_path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -200,3 +232,4 @@ def test_a_wheel_works_from_any_folder(tmp_path) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs").is_dir() and "record: runs/synthetic-mlp/uniform-s0-" in result.stdout
+    assert (site / "hydra_plugins" / "isbench.py").is_file() and not (site / "hydra_plugins" / "__init__.py").exists()

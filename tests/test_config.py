@@ -4,16 +4,29 @@ import inspect
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import yaml
 
 from isbench.build import build, initial_model, load_source
-from isbench.config import config_folder, default_data_dir, locate, recorded, run_folder, run_id
+from isbench.config import (
+    CHOSEN,
+    GROUPS,
+    MOVED,
+    BudgetConfig,
+    config_folder,
+    default_data_dir,
+    locate,
+    recorded,
+    run_folder,
+    run_id,
+)
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
-from isbench.explain import GROUPS
+from isbench.recording.record import UNIT_COLUMNS
 from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_once
 
 CHOICES = {
@@ -32,6 +45,17 @@ def test_the_promised_choices_exist() -> None:
     )
     assert {"uniform", "loss", "upper_bound", "gradient_norm"} <= set(CHOICES["sampler"])
     assert set(CHOICES["schedule"]) == set("step cosine linear exponential inverse_square_root constant".split())
+
+
+def test_one_list_of_groups() -> None:
+    defaults = yaml.safe_load((config_folder() / "config.yaml").read_text())["defaults"]
+    named = [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override ")]
+    assert named == list(GROUPS)
+    assert {path.name for path in config_folder().iterdir() if path.is_dir()} == {*GROUPS, "hydra"}
+
+
+def test_each_unit_of_a_budget_has_its_column() -> None:
+    assert get_args(get_type_hints(BudgetConfig)["unit"]) == tuple(UNIT_COLUMNS)
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in CHOICES.items() for c in choices])
@@ -139,6 +163,25 @@ def test_what_does_not_change_a_run_does_not_change_its_id() -> None:
     assert same(["optimizer.lr=1"], ["optimizer.lr=1.0"])
     assert same(["budget=smoke"], ["budget.unit=epochs", "budget.limit=2"])
     assert not same(["sampler=p_sgd"], ["sampler=c_sgd"])
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_a_module_that_moved_is_found_and_hashed_under_its_old_name(module: str) -> None:
+    moved = 0
+    for group in CHOSEN:
+        for choice in CHOICES[group]:
+            config = compose_config(f"{group}={choice}")
+            node = getattr(config, group)
+            if node["_target_"].startswith(f"{module}."):
+                old = node["_target_"].replace(module, MOVED[module])
+                assert locate(old) is locate(node["_target_"])
+                assert run_id(replace(config, **{group: {**node, "_target_": old}})) == run_id(config)
+                moved += 1
+    assert moved
+
+
+def test_a_run_from_before_a_module_moved_has_its_id() -> None:
+    assert run_id(compose_config("dataset=cifar10")) == "7de2d393"
 
 
 def test_paths_are_not_recorded() -> None:

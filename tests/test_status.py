@@ -12,12 +12,12 @@ from types import MappingProxyType
 
 import pytest
 
-from isbench.config import Budget, run_folder, run_id
+from isbench.config import BudgetConfig, run_folder, run_id
 from isbench.grid import status
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.queue import SlurmJob
 from isbench.recording.record import Record
-from isbench.training.budget import Budget as TrainingBudget
+from isbench.training.budget import Budget
 from isbench.types import Progress
 from tests.conftest import TINY, compose_config
 from tests.test_cli import call
@@ -133,8 +133,8 @@ def test_the_fraction_is_that_of_training(unit: str, effective: bool) -> None:
         "train_seconds": 12.5,
         "examples_trained": 4096,
     }
-    expected = TrainingBudget(unit, 70, effective).fraction(progress)
-    assert status.spent(row, Budget("", unit, 70, effective)) == pytest.approx(expected)
+    expected = Budget(unit, 70, effective).fraction(progress)
+    assert status.spent(row, BudgetConfig("", unit, 70, effective)) == pytest.approx(expected)
 
 
 def test_real_runs_are_found(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -85,8 +85,9 @@ class Job:
         return ("running" if is_taken(self.folder / "lock") else "interrupted" if rows else "missing", "")
 
     def _candidates(self) -> list[RunConfig]:
-        devices = ("cuda", "cpu") if self.config.device == "auto" else (self.config.device,)
-        return [replace(self.config, device=device) for device in devices]
+        if self.config.device != "auto":
+            return [self.config]
+        return [replace(self.config, device="cuda"), replace(self.config, device="cpu")]
 
 
 def compose_grid(words: Sequence[str]) -> tuple[Path, list[Job]]:

@@ -37,16 +37,21 @@ def run_member(config: RunConfig, num_processes: int) -> Outcome:
         return Outcome(run_folder(config), *ELSEWHERE)
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """Return the configuration that is recorded: `device` names the one it trains on."""
+    return replace(config, device=resolve_device(config.device).type)  # type: ignore[arg-type]
+
+
 def kept(config: RunConfig) -> Outcome | None:
     """Return how a run ended that is kept in results/ and has no folder here, None if there is no such run."""
-    config = replace(config, device=resolve_device(config.device).type)
+    config = resolved(config)
     folder, ended = run_folder(config), collected_runs(config.group).get(run_id(config))
     return None if ended is None or (folder / "record.jsonl").exists() else Outcome(folder, *ended)
 
 
 def skip(config: RunConfig, reason: str) -> Outcome:
     """Record that a configuration cannot be trained, so that a grid accounts for every run."""
-    config = replace(config, device=resolve_device(config.device).type)
+    config = resolved(config)
     folder = run_folder(config)
     if not join().is_first:
         return Outcome(folder, "skipped", reason)

@@ -17,7 +17,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from isbench.config import Budget, nearest
+from isbench.config import BudgetConfig, nearest
 from isbench.errors import ConfigError
 from isbench.explain import MISTAKES, choices, explain
 from isbench.grid.jobs import Job, compose_grid
@@ -135,7 +135,7 @@ def stand(job: Job, queue: Mapping[str, SlurmJob]) -> Standing:
     return Standing(job, status, reason, fraction, last["train_seconds"], wall / gained if gained > 0 else None)
 
 
-def spent(row: Row, budget: Budget) -> float:
+def spent(row: Row, budget: BudgetConfig) -> float:
     """Return the share of the budget that is spent at an evaluation row; see isbench.training.budget."""
     share = row[UNIT_COLUMNS[budget.unit]] / budget.limit
     return share * row["effective_updates"] / row["updates"] if budget.effective and row["updates"] else share

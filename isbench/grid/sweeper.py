@@ -16,17 +16,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from isbench.errors import Interrupted, UserError
+from isbench.errors import GridFailed, Interrupted, UserError
 from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
 from isbench.grid.queue import queued
-from isbench.grid.slurm import SlurmLauncher
 from isbench.recording.record import ENDED
 
 log = logging.getLogger("isbench")
-
-
-class GridFailed(Exception):
-    """Runs of a grid failed or diverged. `args` has one line for each reason."""
 
 
 class ArmSweeper(Sweeper):
@@ -54,7 +49,7 @@ class ArmSweeper(Sweeper):
         queue = queued(runs_dir)
         closed = sum(job.status(queue)[0] in ENDED for job in jobs)
         print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
-        run_all = self.launcher.run_all if isinstance(self.launcher, SlurmLauncher) else self.run_all
+        run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
         try:
             with stop_on_sigterm():
                 endings = run_all(jobs)
@@ -84,12 +79,6 @@ class ArmSweeper(Sweeper):
                     endings[n] = status, reason or ("" if status == "finished" else "a process of the grid was killed")
                 log.warning("a process of the grid was killed: going on with the runs that it did not disturb")
         return [endings[n] for n in range(len(jobs))]
-
-
-def register() -> None:
-    """Make these known to Hydra, which finds plugins in the package hydra_plugins alone or in this table."""
-    for plugin in (ArmSweeper, SlurmLauncher):
-        Plugins.instance().class_name_to_class[f"hydra_plugins.isbench.{plugin.__name__}"] = plugin
 
 
 def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:
