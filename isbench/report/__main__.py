@@ -19,7 +19,7 @@ from isbench.report.index import render_index
 from isbench.report.inventory import INVENTORY, Experiment
 from isbench.report.load import FILES, Runs, load_runs, read_results
 from isbench.report.measures import headline, summary_table
-from isbench.report.page import render
+from isbench.report.page import render_page
 from isbench.report.tables import arms_table, latex, markdown, to_markdown
 
 
@@ -41,7 +41,8 @@ def report(
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
         print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
         page = out / "report.html"
-        page.write_text(render(runs, table, title or f"Importance sampling: {folder.resolve().name}"), encoding="utf-8")
+        title = title or f"Importance sampling: {folder.resolve().name}"
+        page.write_text(render_page(runs, table, title), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another folder with --out"
