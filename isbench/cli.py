@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from isbench.config import config_folder, validate
 from isbench.errors import ConfigError, Interrupted
 from isbench.explain import GROUPS, MISTAKES, PLAIN, choices, explain, summary
+from isbench.files import RECORD
 from isbench.grid.sweeper import GridFailed, register
 from isbench.recording.record import Outcome
 
@@ -123,7 +124,7 @@ def application(cfg: DictConfig) -> tuple[str, str]:
     elif status == "diverged":
         failures.append(f"{outcome.folder}: diverged: {reason}")
     else:
-        print(f"record: {outcome.folder / 'record.jsonl'}")
+        print(f"record: {outcome.folder / RECORD}")
     return status, reason
 
 

@@ -17,6 +17,7 @@ from isbench import locks
 from isbench.build import Parts, build, instantiate, num_parameters, resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
+from isbench.files import LOCK, RECORD
 from isbench.loop import train
 from isbench.probes.base import Probe
 from isbench.recording.console import Console
@@ -50,7 +51,7 @@ def run(config: RunConfig) -> Outcome:
     folder = run_folder(config)
 
     def ended() -> Outcome | None:
-        status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
+        status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / RECORD))))
         if status is None or status[0] not in ENDED:
             return None
         log.info("%s: already %s", folder, status[0])
@@ -89,7 +90,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The lock goes with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = open(folder / LOCK, "w")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
@@ -110,7 +111,7 @@ class Attempt:
         self.probe = probe
         self.count = count
         self.ranks = ranks
-        self.record = Record(folder / "record.jsonl") if ranks.is_first else Unrecorded()
+        self.record = Record(folder / RECORD) if ranks.is_first else Unrecorded()
         self.id = run_id(config)
         self.data_checksum = parts.source.checksum()
         self.saved_at = time.monotonic()
@@ -161,7 +162,7 @@ class Attempt:
         """Resume, and open what is written to: the record with a row on this attempt, the mirror, the console."""
         self.resume()
         progress = self.parts.progress
-        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
+        rows = effective_rows(read_rows(self.folder / RECORD))
         earlier = [row for row in rows if row["updates"] <= progress.updates]
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
         self.boundaries = Boundaries(self.parts.budget, self.config.evaluation.points, progress, self.ranks)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from isbench.files import PROVENANCE, RUNS, VERDICTS
 from isbench.report.inventory import Experiment
-from isbench.report.load import FILES, read_results
+from isbench.report.load import read_results
 from isbench.report.templates import render
 
 PAPERS = {
@@ -49,7 +50,7 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
 
 def tally(inventory: Sequence[Experiment], results: Path) -> str:
     """Say how many experiments have been run, and how many claims met which verdict."""
-    run = sum((results / experiment.id / FILES[1]).is_file() for experiment in inventory)
+    run = sum((results / experiment.id / RUNS).is_file() for experiment in inventory)
     verdicts = Counter(found["verdict"] for experiment in inventory for found in _findings(results / experiment.id))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     subject = "experiments, on published tables and figures and on what they leave open,"
@@ -78,15 +79,15 @@ def _experiment(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 def _state(experiment: Experiment, folder: Path) -> tuple[str, str]:
     """Say how far an experiment is, its runs that finished or what it waits for; and of which kind that is."""
-    if not (folder / FILES[1]).is_file():
+    if not (folder / RUNS).is_file():
         return (f"needs {experiment.needs}", "skipped") if experiment.needs else ("ready to run", "")
-    planned = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["planned_runs"]
+    planned = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["planned_runs"]
     finished = (read_results(folder).runs["status"] == "finished").sum()
     return f"{finished} of {planned} runs finished", "finished" if finished == planned else "skipped"
 
 
 def _findings(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "verdicts.json"
+    path = folder / VERDICTS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
