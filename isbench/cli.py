@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from isbench.config import config_folder, validate
 from isbench.errors import ConfigError, GridFailed, Interrupted
 from isbench.explain import MISTAKES, PLAIN, explain, help_text
+from isbench.files import RECORD
 from isbench.recording.record import Outcome
 
 log = logging.getLogger("isbench")
@@ -115,7 +116,7 @@ def application(cfg: DictConfig) -> tuple[str, str]:
     elif status == "diverged":
         failures.append(f"{outcome.folder}: diverged: {reason}")
     else:
-        print(f"record: {outcome.folder / 'record.jsonl'}")
+        print(f"record: {outcome.folder / RECORD}")
     return status, reason
 
 

@@ -21,6 +21,7 @@ from isbench import locks
 from isbench.build import Parts, build, instantiate, num_parameters, resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
+from isbench.files import LOCK, RECORD
 from isbench.loop import train
 from isbench.probes.base import Probe
 from isbench.recording.console import Console
@@ -70,7 +71,7 @@ def run(config: RunConfig) -> Outcome:
 
 def ended(folder: Path, ranks: Ranks) -> Outcome | None:
     """Return how the run of a folder ended, or None if it can still be trained."""
-    status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / "record.jsonl"))))
+    status = ranks.first(ranks.attempt(lambda: last_status(read_rows(folder / RECORD))))
     if status is None or status[0] not in ENDED:
         return None
     log.info("%s: already %s", folder, status[0])
@@ -98,7 +99,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = open(folder / LOCK, "w")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
@@ -121,7 +122,7 @@ class Attempt:
     def __post_init__(self) -> None:
         dataset = self.parts.dataset
         self.progress = self.parts.progress
-        self.record = Record(self.folder / "record.jsonl") if self.ranks.is_first else Unrecorded()
+        self.record = Record(self.folder / RECORD) if self.ranks.is_first else Unrecorded()
         self.data_checksum = self.parts.source.checksum()
         self.saved_at = time.monotonic()
         self.train_subset = fixed_subset(dataset.num_examples, self.config.evaluation.train_examples).to(dataset.device)
@@ -181,7 +182,7 @@ class Attempt:
     def begin(self) -> None:
         """Write this attempt's first row, and open the W&B mirror and the console."""
         config, parts, identity = self.config, self.parts, run_id(self.config)
-        rows = effective_rows(read_rows(self.folder / "record.jsonl"))
+        rows = effective_rows(read_rows(self.folder / RECORD))
         earlier = [row for row in rows if row["updates"] <= self.progress.updates]
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
         self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)

@@ -12,7 +12,7 @@ import yaml
 
 from isbench.cli import summary
 from isbench.config import locate
-from isbench.report.index import lede
+from isbench.report.index import tally
 from isbench.report.inventory import INVENTORY
 from isbench.report.measures import headline
 
@@ -52,7 +52,7 @@ def experiment_table() -> str:
                 ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return f"**{lede(INVENTORY, ROOT / 'results')}**\n\n" + "\n".join(lines)
+    return f"**{tally(INVENTORY, ROOT / 'results')}**\n\n" + "\n".join(lines)
 
 
 def sampler_table() -> str:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "isbench"
 # The spine, from its top to its foot: what each part of the package may import of those below it.
-FOOT = {"errors", "types", "locks"}
+FOOT = {"errors", "types", "locks", "files", "progress_bar"}
 PARTS = FOOT | {"signals", "models", "data", "training"}
 SPINE = {
     "__main__": {"cli"},
     "status": {"grid"},
-    "cli": {"errors", "config", "explain", "grid", "run", "recording"},
-    "grid": {"errors", "locks", "config", "explain", "recording", "training", "build", "run"},
+    "cli": {"errors", "files", "config", "explain", "grid", "run", "recording"},
+    "grid": {"errors", "locks", "files", "config", "explain", "recording", "training", "build", "run"},
     "studies": PARTS | {"config", "samplers", "build", "loop", "run", "recording"},
     "run": PARTS | {"config", "samplers", "build", "loop", "recording", "probes"},
     "probes": PARTS | {"samplers", "build", "recording"},
     "build": PARTS | {"config", "samplers", "loop"},
     "loop": PARTS | {"samplers"},
-    "report": {"errors", "config", "recording"},
+    "report": {"errors", "files", "config", "recording"},
     "explain": {"errors", "config"},
     "config": {"errors"},
     "samplers": PARTS,
@@ -26,8 +26,10 @@ SPINE = {
     "data": FOOT,
     "signals": {"types", "models"},
     "models": {"types", "errors"},
-    "recording": {"errors", "__init__"},
+    "recording": {"errors", "progress_bar", "__init__"},
     "locks": {"errors"},
+    "progress_bar": set(),
+    "files": set(),
     "types": set(),
     "errors": set(),
     "__init__": set(),

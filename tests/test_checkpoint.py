@@ -38,7 +38,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage: str,
 
 def test_an_unfinished_file_is_not_a_checkpoint(tmp_path) -> None:
     checkpoint.save(tmp_path, {"update": 1})
-    (tmp_path / "checkpoint.unfinished").write_bytes(b"half")
+    (tmp_path / "checkpoint.pt.123.unfinished").write_bytes(b"half")
     assert checkpoint.load(tmp_path) == {"update": 1}
     os.replace(tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt")  # killed between the two renames
     assert checkpoint.load(tmp_path) == {"update": 1}

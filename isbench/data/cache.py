@@ -32,9 +32,11 @@ from torch import Tensor
 from isbench import locks
 from isbench.data.source import Source
 from isbench.errors import DataError
+from isbench.files import write_whole
 
 log = logging.getLogger(__name__)
 ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+MANIFEST = "manifest.json"
 FACTS = ("name", "num_classes", "mean", "std", "provenance")
 _libc = ctypes.CDLL(None)
 _madvise = _libc.madvise
@@ -184,9 +186,7 @@ def _seal(part: Path, source: Source, fingerprint: str) -> None:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    draft = folder / f"manifest.{os.getpid()}"
-    draft.write_text(json.dumps(manifest, indent=1) + "\n")
-    draft.replace(folder / "manifest.json")
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
 
 
 def _array_stamps(folder: Path) -> dict[str, list[int] | None]:
@@ -198,7 +198,7 @@ def _open(folder: Path, fingerprint: str) -> Source | str:
     if not folder.exists():
         return "it is not there yet"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["fingerprint"] != fingerprint or manifest["files"] != _stamps(map(Path, manifest["files"])):
             return "the data, or what reads it, has changed"
         values: dict[str, Any] = {name: map_array(folder / f"{name}.npy") for name in ARRAYS}

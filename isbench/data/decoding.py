@@ -1,25 +1,19 @@
 """Decodes image files into squares of one size, in threads and with a progress display."""
 
-import logging
 import os
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from isbench.errors import DataError
+from isbench.progress_bar import ProgressBar
 
-log = logging.getLogger(__name__)
-SECONDS_BETWEEN_LINES = 10.0
 NUM_THREADS = os.cpu_count() or 1
 
 
@@ -53,10 +47,10 @@ def read_images(folder: Path, names: list[str], side: int, remedy: str) -> Tenso
             raise DataError(f"{path} is damaged ({error}); delete it, then {remedy}") from None
 
     images = torch.empty(len(names), 3, side, side, dtype=torch.uint8)
-    with progress(f"reading {folder}", len(names)) as show:
+    with closing(ProgressBar(f"reading {folder}", len(names))) as bar:
         for position, image in enumerate(in_threads(read, names)):
             images[position] = torch.from_numpy(image)
-            show(position + 1)
+            bar.count(position + 1)
     return images
 
 
@@ -83,23 +77,3 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many of `total` are done: in a bar on a terminal, else in lines of the log."""
-    terminal = Console(file=sys.stderr)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    bar = Progress(*columns, TimeRemainingColumn(), console=terminal, disable=not terminal.is_terminal)
-    task = bar.add_task(title, total=total)
-    line_at = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal line_at
-        bar.update(task, completed=done)
-        if not terminal.is_terminal and time.monotonic() - line_at >= SECONDS_BETWEEN_LINES:
-            line_at = time.monotonic()
-            log.info("%s: %d of %d", title, done, total)
-
-    with bar:
-        yield show

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from isbench.data.cache import ARRAYS, digest, growing, map_array, mapped
-from isbench.data.decoding import NUM_THREADS, in_threads, progress, read_square
+from isbench.data.decoding import NUM_THREADS, in_threads, read_square
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError, DataError
+from isbench.progress_bar import ProgressBar
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 DECODING = 1  # raise it when the code makes other pixels of the same file
@@ -150,13 +152,13 @@ def decode(images: Sequence[ImageFile], path: Path, side: int) -> list[str]:
 
     with growing(path, (len(images), *blank.shape), blank.dtype) as (file, done):
         unread = path.with_suffix(".unread")  # positions, each noted before its blank row is written
-        with open(unread, "a") as note, progress(f"decoding {path.stem}", len(images)) as show:
+        with open(unread, "a") as note, closing(ProgressBar(f"decoding {path.stem}", len(images))) as bar:
             for position, square in enumerate(in_threads(read, images[done:]), start=done):
                 if isinstance(square, str):
                     print(position, file=note, flush=True)
                     square = blank
                 file.write(square.data)
-                show(position + 1)
+                bar.count(position + 1)
         complaints = []
         for position in sorted({int(line) for line in unread.read_text().split()}):
             square = read(images[position])

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
 from isbench.errors import ConfigError
+from isbench.files import LOCK, RECORD
 from isbench.grid.kept import collected_runs
 from isbench.grid.queue import SlurmJob
 from isbench.locks import is_taken
@@ -55,7 +56,7 @@ class Job:
     def folder(self) -> Path:
         """The run's folder. Where the device is left open, a GPU's comes first, if there is a record."""
         folders = [run_folder(config) for config in self._candidates()]
-        return next((folder for folder in folders if (folder / "record.jsonl").exists()), folders[-1])
+        return next((folder for folder in folders if (folder / RECORD).exists()), folders[-1])
 
     @property
     def ids(self) -> list[str]:
@@ -65,7 +66,7 @@ class Job:
     @property
     def attempts(self) -> int:
         """How many processes have begun to work on the run."""
-        return max((row["attempt"] for row in read_rows(self.folder / "record.jsonl")), default=0)
+        return max((row["attempt"] for row in read_rows(self.folder / RECORD)), default=0)
 
     def status(self, queue: Mapping[str, SlurmJob]) -> Ending:
         """Return how the run stands, and why; where there is no record here, as results/ has it.
@@ -73,7 +74,7 @@ class Job:
         Args:
             queue: the jobs that SLURM has, by the id of their run.
         """
-        rows = read_rows(self.folder / "record.jsonl")
+        rows = read_rows(self.folder / RECORD)
         kept = {} if rows else collected_runs(self.config.group)
         last = last_status(rows) if rows else next((kept[key] for key in self.ids if key in kept), None)
         if last is not None and last[0] in ENDED:
@@ -82,7 +83,7 @@ class Job:
             return ("running", "") if slurm_job.state == "RUNNING" else ("queued", slurm_job.reason)
         if last is not None:
             return last
-        return ("running" if is_taken(self.folder / "lock") else "interrupted" if rows else "missing", "")
+        return ("running" if is_taken(self.folder / LOCK) else "interrupted" if rows else "missing", "")
 
     def _candidates(self) -> list[RunConfig]:
         if self.config.device != "auto":

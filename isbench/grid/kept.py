@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+from isbench.files import RUNS
 from isbench.recording.record import ENDED
 
 RESULTS = Path("results")
@@ -11,7 +12,7 @@ RESULTS = Path("results")
 @lru_cache
 def collected_runs(group: str | None) -> dict[str, tuple[str, str]]:
     """Return (status, reason) by run id of the runs of a group that ended, as isbench.report.collect kept them."""
-    path = RESULTS / (group or "") / "runs.parquet"
+    path = RESULTS / (group or "") / RUNS
     if not path.is_file():
         return {}
     from pyarrow import parquet  # slow to import, and seldom needed

@@ -13,6 +13,7 @@ from isbench import locks
 from isbench.build import resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir
 from isbench.errors import ConfigError, Incompatible
+from isbench.files import RECORD
 from isbench.grid.jobs import ELSEWHERE
 from isbench.grid.kept import collected_runs
 from isbench.recording.record import Outcome, Record
@@ -46,7 +47,7 @@ def kept(config: RunConfig) -> Outcome | None:
     """Return how a run ended that is kept in results/ and has no folder here, None if there is no such run."""
     config = resolved(config)
     folder, ended = run_folder(config), collected_runs(config.group).get(run_id(config))
-    return None if ended is None or (folder / "record.jsonl").exists() else Outcome(folder, *ended)
+    return None if ended is None or (folder / RECORD).exists() else Outcome(folder, *ended)
 
 
 def skip(config: RunConfig, reason: str) -> Outcome:
@@ -56,7 +57,7 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     if not join().is_first:
         return Outcome(folder, "skipped", reason)
     with locked(folder):
-        record = Record(folder / "record.jsonl")
+        record = Record(folder / RECORD)
         record.append("start", time=now(), resumed_at=0, run_id=run_id(config), config=recorded(config))
         record.append("end", status="skipped", reason=reason)
     return Outcome(folder, "skipped", reason)

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from isbench.config import BudgetConfig, nearest
 from isbench.errors import ConfigError
 from isbench.explain import MISTAKES, choices, explain
+from isbench.files import RECORD
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.queue import SlurmJob, queued
 from isbench.recording.record import ENDED, UNIT_COLUMNS, Row, effective_rows, read_rows
@@ -120,7 +121,7 @@ def summary(experiment: str, overrides: Sequence[str], queue: Mapping[str, Slurm
 
 def stand(job: Job, queue: Mapping[str, SlurmJob]) -> Standing:
     """Read how one run stands from its record and SLURM's queue."""
-    path = job.folder / "record.jsonl"
+    path = job.folder / RECORD
     rows = read_rows(path)
     status, reason = job.status(queue)
     evaluations = effective_rows(rows)

@@ -5,7 +5,7 @@ of the epochs 1 to 5, 2 to 5 and 4 to 5. Deviation: the post takes an example's 
 loss belongs to another state of the model. Here one model gives all losses, un-augmented and in evaluation mode.
 """
 
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError, UserError
+from isbench.files import RECORD, write_whole
 from isbench.probes.base import Probe
 from isbench.probes.scores import score
 from isbench.recording.record import effective_rows, read_rows
@@ -103,19 +104,16 @@ def load(folder: Path, updates: int, num_examples: int) -> History:
             history = History(*(arrays[name] for name in History._fields))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         raise UserError(f"{path} cannot be read; delete {folder} to start this run again") from None
-    counted = [row["updates"] for row in effective_rows(read_rows(folder / "record.jsonl")) if row["updates"] < updates]
+    counted = [row["updates"] for row in effective_rows(read_rows(folder / RECORD)) if row["updates"] < updates]
     kept = np.isin(history.updates, counted)
     return History(*(values[kept] for values in history))
 
 
 def save(folder: Path, history: History) -> None:
     """Write the measurements so far, whole or not at all."""
-    unfinished = folder / f"{FILE}.unfinished"
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **history._asdict())
     try:
-        with open(unfinished, "wb") as file:
-            np.savez_compressed(file, **history._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, folder / FILE)
+        write_whole(folder / FILE, buffer.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {folder / FILE}: {error.strerror}") from error

@@ -6,9 +6,8 @@ against the norm of the whole gradient (Johnson and Guestrin 2018, Figure 2 left
 pairs during an epoch, so every pair belongs to another state of the model. Here all pairs belong to one state.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from logging import getLogger
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from torch import Tensor
 from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
+from isbench.progress_bar import ProgressBar
 from isbench.signals import FULL_GRADIENT, SCORES, per_example, per_example_gradient_norm
 from isbench.training.evaluate import evaluation_mode
 from isbench.training.streams import fixed_subset
-
-log = getLogger("isbench")
-SECONDS_BETWEEN_LINES = 10.0
 
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -77,19 +74,18 @@ def score(parts: Parts, positions: Tensor, fetch: Fetch, signals: Sequence[str])
     model, criterion = parts.model, parts.criterion
     by_forward = tuple(name for name in signals if name != FULL_GRADIENT)
     pieces: dict[str, list[Tensor]] = {name: [] for name in signals}
-    done, said_at = 0, time.monotonic()
-    for part in positions.split(gradient_chunk(parts)):
-        inputs, targets = fetch(part)
-        with torch.no_grad():
-            scores = per_example(by_forward, model.run(inputs), targets, criterion)
-        if FULL_GRADIENT in signals:
-            scores[FULL_GRADIENT] = per_example_gradient_norm(model, criterion, inputs, targets)
-        for name in signals:
-            pieces[name].append(scores[name])
-        done += len(part)
-        if time.monotonic() - said_at >= SECONDS_BETWEEN_LINES:
-            said_at = time.monotonic()
-            log.info("probe: %d of %d examples scored", done, len(positions))
+    done = 0
+    with closing(ProgressBar("probe: scoring", len(positions), transient=True)) as bar:
+        for part in positions.split(gradient_chunk(parts)):
+            inputs, targets = fetch(part)
+            with torch.no_grad():
+                scores = per_example(by_forward, model.run(inputs), targets, criterion)
+            if FULL_GRADIENT in signals:
+                scores[FULL_GRADIENT] = per_example_gradient_norm(model, criterion, inputs, targets)
+            for name in signals:
+                pieces[name].append(scores[name])
+            done += len(part)
+            bar.count(done)
     return {name: torch.cat(values) for name, values in pieces.items()}
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from isbench.errors import UserError
+from isbench.files import RUNS, VERDICTS
 from isbench.report.claims import check, claims_table, findings_json
 from isbench.report.curves import save
 from isbench.report.drawings import DRAWINGS, curves
 from isbench.report.index import render_index
 from isbench.report.inventory import INVENTORY, Experiment
-from isbench.report.load import FILES, Runs, load_runs, read_results
+from isbench.report.load import Runs, load_runs, read_results
 from isbench.report.measures import headline, summary_table
-from isbench.report.page import render
+from isbench.report.page import render_page
 from isbench.report.tables import arms_table, latex, markdown, to_markdown
 
 
@@ -41,7 +42,8 @@ def report(
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
         print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
         page = out / "report.html"
-        page.write_text(render(runs, table, title or f"Importance sampling: {folder.resolve().name}"), encoding="utf-8")
+        title = title or f"Importance sampling: {folder.resolve().name}"
+        page.write_text(render_page(runs, table, title), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another folder with --out"
@@ -65,7 +67,7 @@ def write_experiment(experiment: Experiment, out: Path) -> None:
     (out / "table.md").write_text(f"{markdown(arms)}\n\n{reading}\n\n{markdown(claims)}\n", encoding="utf-8")
     (out / "table.tex").write_text(f"% {experiment.shows}\n{latex(arms)}\n{latex(claims)}", encoding="utf-8")
     verdicts = json.dumps(findings_json(findings), indent=2, ensure_ascii=False)
-    (out / "verdicts.json").write_text(f"{verdicts}\n", encoding="utf-8")
+    (out / VERDICTS).write_text(f"{verdicts}\n", encoding="utf-8")
     (out / "verdicts.md").write_text("".join(f"- {finding.sentence}\n" for finding in findings), encoding="utf-8")
     data = save(DRAWINGS[experiment.figure], runs, out / "figure", ("svg", "png", "pdf"))
     data.to_csv(out / "figure.csv", index=False, lineterminator="\n", float_format="%.6g")
@@ -77,7 +79,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
     Raises UserError where an experiment is not collected.
     """
     known = {experiment.id: experiment for experiment in INVENTORY}
-    for name in ids or sorted(path.parent.name for path in results.glob(f"*/{FILES[1]}")):
+    for name in ids or sorted(path.parent.name for path in results.glob(f"*/{RUNS}")):
         out = results / name
         if name in known:
             write_experiment(known[name], out)
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.add_argument("--title", default="", help="title of the page")
     folder.add_argument("--baseline", default="uniform", help="the sampler to compare with (default: uniform)")
     given = parser.parse_args(arguments)
-    collected = {path.parent.name for path in given.results.glob(f"*/{FILES[1]}")}
+    collected = {path.parent.name for path in given.results.glob(f"*/{RUNS}")}
     known = {experiment.id for experiment in INVENTORY} | collected
     try:
         if given.target is not None and not 0 < given.target < 1:

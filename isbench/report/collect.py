@@ -26,9 +26,10 @@ from pyarrow import parquet
 
 from isbench.config import locate
 from isbench.errors import UserError
+from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
 from isbench.recording.record import ENDED, read_rows
 from isbench.report.inventory import INVENTORY
-from isbench.report.load import FILES, KEYS, Runs, last_looks, load_runs, read_results
+from isbench.report.load import KEYS, Runs, last_looks, load_runs, read_results
 
 CHOICES = {experiment.id: f"{experiment.paper}/{experiment.id}" for experiment in INVENTORY} | {"demo": "demo"}
 CONF = Path("conf/experiment")
@@ -41,23 +42,23 @@ def collect(folder: Path, out: Path) -> Runs:
     Raises UserError where there are no runs, or two that cannot be told apart.
     """
     runs = load_runs(folder)
-    starts = [row for path in sorted(folder.rglob("record.jsonl")) for row in read_rows(path) if row["kind"] == "start"]
+    starts = [row for path in sorted(folder.rglob(RECORD)) for row in read_rows(path) if row["kind"] == "start"]
     last = {row["run_id"]: row for row in starts}
     choice = CHOICES.get(folder.name, folder.name)
     commands = [_command(choice, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
     probes = _with_pictures(_last_lists(runs.probes), last)
     kept = replace(runs, runs=runs.runs.assign(command=commands), probes=probes)
-    if (out / FILES[1]).is_file():
+    if (out / RUNS).is_file():
         kept = _with_earlier(kept, read_results(out))
     out.mkdir(parents=True, exist_ok=True)
-    for name, frame in zip(FILES, (kept.rows, kept.runs, kept.probes), strict=True):
+    for name, frame in zip((EVALUATIONS, RUNS, PROBES), (kept.rows, kept.runs, kept.probes), strict=True):
         (out / name).unlink(missing_ok=True)
-        if len(frame) or name != FILES[2]:
+        if len(frame) or name != PROBES:
             # Without pandas' own metadata, which names versions.
             table = pa.Table.from_pandas(_compact(frame), preserve_index=False).replace_schema_metadata(None)
             parquet.write_table(table, out / name, compression="zstd", compression_level=19)
     facts = {**provenance(kept.runs), "planned_runs": planned_runs(CONF / f"{choice}.yaml") or len(kept.runs)}
-    (out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return kept
 
 

@@ -135,11 +135,16 @@ def suits_log(values: pd.Series) -> bool:
 class Comparison(NamedTuple):
     """The curves of one data set and model, by arm; `finished` and `alone` are the run_ids of which that is true."""
 
-    title: str
+    dataset: str
+    model: str
     rows: pd.DataFrame
     arms: dict[str, list[pd.DataFrame]]
     finished: frozenset[str]
     alone: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} \N{MIDDLE DOT} {self.model}"
 
     def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""
@@ -173,7 +178,7 @@ def comparisons(runs: Runs) -> list[Comparison]:
         alone = frozenset(runs.runs.loc[ids & runs.runs["alone"], "run_id"])
         names = sorted(rows["arm"].unique(), key=lambda name: (name != "uniform", name))
         arms = {name: [curve for _, curve in rows[rows["arm"] == name].groupby("run_id")] for name in names}
-        found.append(Comparison(f"{dataset} \N{MIDDLE DOT} {model}", rows, arms, finished, alone))
+        found.append(Comparison(str(dataset), str(model), rows, arms, finished, alone))
     return found
 
 

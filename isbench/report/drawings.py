@@ -60,7 +60,7 @@ def curves(runs: Runs) -> Drawn:
         part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
     tables = [
         _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(
-            dataset=comparison.rows["dataset"].iloc[0], model=comparison.rows["model"].iloc[0], arm=arm
+            dataset=comparison.dataset, model=comparison.model, arm=arm
         )
         for comparison, place in zip(found, places, strict=True)
         for x in place

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from isbench.errors import UserError
+from isbench.files import EVALUATIONS, PROBES, RECORD, RUNS
 from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
 
 KEYS = ["run_id", "dataset", "model", "arm", "seed"]
@@ -54,7 +55,6 @@ RUN_TYPES = {
     **{"seed": "int64", "attempts": "int64", "seconds": float, "alone": bool},
     **dict.fromkeys(("path", "status", "reason", "sampler", "date", "budget_unit", *SETTINGS), str),
 }
-FILES = ("evaluations.parquet", "runs.parquet", "probes.parquet")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_runs(folder: Path) -> Runs:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
-    paths = sorted(folder.rglob("record.jsonl"))
+    paths = sorted(folder.rglob(RECORD))
     records = {path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}
     summaries, notices = [], []
     for path, rows in records.items():
@@ -114,13 +114,13 @@ def read_results(folder: Path) -> Runs:
 
     Raises UserError where there is nothing, or files are missing or damaged.
     """
-    if not (folder / FILES[1]).is_file():
-        raise UserError(f"{folder} holds no {FILES[1]}: collect its runs first, python -m isbench.report.collect")
+    if not (folder / RUNS).is_file():
+        raise UserError(f"{folder} holds no {RUNS}: collect its runs first, python -m isbench.report.collect")
     try:
-        rows, runs = (pd.read_parquet(folder / name) for name in FILES[:2])
+        rows, runs = (pd.read_parquet(folder / name) for name in (EVALUATIONS, RUNS))
         rows = rows.assign(**{name: np.nan for name in YOUNG if name not in rows})
         kept = Runs(_typed(rows, ROW_TYPES), _typed(runs, RUN_TYPES, (*PROVENANCE, *MACHINE)))
-        return replace(kept, probes=pd.read_parquet(folder / FILES[2])) if (folder / FILES[2]).is_file() else kept
+        return replace(kept, probes=pd.read_parquet(folder / PROBES)) if (folder / PROBES).is_file() else kept
     except (OSError, TypeError, ValueError) as error:  # Arrow's own errors are ValueErrors
         raise UserError(f"{folder} cannot be read, collect its runs again: {str(error).splitlines()[0]}") from error
 

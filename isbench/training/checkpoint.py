@@ -7,18 +7,16 @@ some repeated work but never the run. Loading is weights-only: a checkpoint cann
 import hashlib
 import io
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from isbench.errors import UserError
+from isbench.files import discard_drafts, write_whole
 
 log = logging.getLogger("isbench")
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
-UNFINISHED = "checkpoint.unfinished"
 DIGEST_BYTES = 32
 
 
@@ -32,19 +30,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     data = buffer.getvalue()
     current, previous = (folder / name for name in NAMES)
-    unfinished = folder / UNFINISHED
     try:
-        with open(unfinished, "wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if current.exists():
-            os.replace(current, previous)
-        os.replace(unfinished, current)
+        write_whole(current, hashlib.sha256(data).digest(), data, previous=previous)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()  # the record may need the room
         raise UserError(
             f"cannot write the checkpoint in {folder}: {error.strerror}; "
             "make room or correct its permissions, then run the same command again"
@@ -85,8 +73,9 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a finished run, which nothing needs any more."""
-    for name in (*NAMES, UNFINISHED):
-        try:
+    try:
+        discard_drafts(folder / NAMES[0])
+        for name in NAMES:
             (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("cannot delete %s, which is no longer needed: %s", folder / name, error.strerror)
+    except OSError as error:
+        log.warning("cannot delete the checkpoints in %s, which are no longer needed: %s", folder, error.strerror)

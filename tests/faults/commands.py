@@ -150,7 +150,7 @@ def _run(
 
 def _install(stops: set[Stop]) -> Counter[str]:
     """Make this process halt where it was told to; return the count of its calls, which goes on."""
-    from isbench.training import checkpoint
+    from isbench import files
 
     counts: Counter[str] = Counter()
     write, fsync, replace, unlink, flock = os.write, os.fsync, os.replace, os.unlink, fcntl.flock
@@ -204,7 +204,7 @@ def _install(stops: set[Stop]) -> Counter[str]:
         halting_unlink,
         halting_flock,
     )
-    checkpoint.open = lambda path, mode: io.BufferedWriter(HaltingFile(path, mode))  # type: ignore[attr-defined]
+    files.open = lambda path, mode: io.BufferedWriter(HaltingFile(path, mode))  # type: ignore[attr-defined]
     return counts
 
 

@@ -234,7 +234,7 @@ def test_interrupted_twice(number: int, undisturbed, chance, sampler, struck, sa
 
 def let_clocks_run_backwards() -> None:
     """Make every look at the time of day an hour earlier than the one before."""
-    from isbench.training import run
+    from isbench import run
 
     looks = itertools.count()
     now = datetime.now().astimezone()
