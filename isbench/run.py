@@ -49,8 +49,8 @@ def run(config: RunConfig) -> Outcome:
         UserError: something the user can put right, before the first step wherever that is possible.
         Interrupted: a signal asked for an end; the checkpoint is written.
     """
-    ranks = join()
     device = resolve_device(config.device)
+    ranks = join(device)
     config = replace(config, device=device.type)  # type: ignore[arg-type]
     folder = run_folder(config)
     if (outcome := ended(folder, ranks)) is not None:

@@ -122,6 +122,15 @@ def wait_for_rows(folder: Path, count: int) -> Path:
     raise AssertionError(f"no {count} rows were written")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those in tests/gpu, and from the processes that they start.
+
+    Those are about the CPU, whose bits, clock and name must be the same on every machine.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture
 def data_dir() -> Path:
     """Return the folder of real data sets, or skip the test."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -204,6 +205,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def on_the_gpu(tensors: list) -> dict:  # compiled code, which sees where they lie in truth
         return {(GPU, dtype): found for (_, dtype), found in group(tensors).items()}
 
+    join_group = dist.init_process_group
     properties = SimpleNamespace(name="pretended", uuid="pretended")
     stream = SimpleNamespace(wait_stream=nothing)
     with monkeypatch.context() as patch:
@@ -213,6 +215,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", on_the_gpu)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "set_device", nothing)
+        patch.setattr(dist, "init_process_group", lambda backend: join_group("gloo"))  # NCCL wants a real one
         patch.setattr(torch.cuda, "synchronize", nothing)
         patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.get_rng_state())
         patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: torch.set_rng_state(state))

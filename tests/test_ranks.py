@@ -15,12 +15,14 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from isbench.build import Parts, build
+from isbench.errors import ConfigError
 from isbench.recording.record import effective_rows, last_status, read_rows
-from isbench.training.ranks import Ranks, join, read_slurm
+from isbench.training.ranks import Ranks, check_gpus, join, read_slurm
 from isbench.types import Batch
 from tests.conftest import SAMPLERS, TickClock, compose_config, final_rows, tiny_overrides, train_once, wait_for_rows
 from tests.test_run import RUN as LONG_RUN
 
+CPU = torch.device("cpu")
 SIZE = 2
 RUN = (*LONG_RUN, "budget.limit=120", "evaluation.points=24")
 UPDATES = 12
@@ -41,7 +43,7 @@ UNBIASED = {
 
 def few_updates(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
     """Train a little; return the draws and what has become of the model."""
-    parts = build(compose_config(*overrides), torch.device("cpu"), TickClock(), ranks)
+    parts = build(compose_config(*overrides), CPU, TickClock(), ranks)
     parts.warm_up()
     draws = [(draw.batch.indices, draw.weights) for draw in (train_once(parts, 0.02) for _ in range(UPDATES))]
     scores = parts.workspace.score_dataset("loss")
@@ -57,7 +59,7 @@ def few_updates(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
 
 def standard_errors(overrides: list[str], ranks: Ranks, draws: int = 300) -> Tensor:
     """Return how many standard errors the mean weighted gradient is from the whole set's, along 20 directions."""
-    parts = build(compose_config(*overrides), torch.device("cpu"), TickClock(), ranks)
+    parts = build(compose_config(*overrides), CPU, TickClock(), ranks)
     for _ in range(60):  # so that methods with a memory have one
         parts.take_update()
         parts.progress.updates += 1
@@ -78,7 +80,9 @@ def in_one_of_two(rank: int, port: int, folder: str) -> None:
     """Be one of two processes; leave what came out in a file."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    ranks = join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU must not matter, nor that LOCAL_RANK is missing
+        ranks = join(CPU)
     assert (ranks.rank, ranks.size) == (rank, SIZE)
     found = {
         "trained": {name: few_updates(overrides, ranks) for name, overrides in CASES.items()},
@@ -175,10 +179,20 @@ def test_slurm_says_where_the_others_are() -> None:
 # Whole runs
 
 
-def start_two(folder: Path, *overrides: str) -> list[subprocess.Popen]:
+PROGRAM = ("-m", "isbench")
+WITH_ONE_GPU = """
+import pytest
+from isbench.cli import main
+from tests.pretend_gpu import pretend_gpu
+with pretend_gpu(pytest.MonkeyPatch()):
+    main()
+"""
+
+
+def start_two(folder: Path, *overrides: str, program: tuple[str, ...] = PROGRAM) -> list[subprocess.Popen]:
     """Start a run on two processes, as torchrun would, but so that each can be watched and signalled."""
     place = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "isbench", *RUN, f"runs_dir={folder}", *overrides]
+    command = [sys.executable, *program, *RUN, f"runs_dir={folder}", *overrides]
     return [
         subprocess.Popen(
             command,
@@ -286,8 +300,26 @@ def test_mistakes_are_said_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_and_one_gpu_is_one_line(tmp_path: Path) -> None:
+    processes = start_two(tmp_path, program=("-c", WITH_ONE_GPU))
+    first, second = (process.communicate(timeout=100) for process in processes)
+    assert codes(processes) == [1, 1]
+    assert first[0] == second[0] == second[1] == ""
+    assert first[1] == (
+        "isbench: device=cuda: 2 processes share 1 GPU, and each needs its own; "
+        "start fewer (torchrun --nproc_per_node), or use device=cpu\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_process_needs_a_gpu_of_its_own() -> None:
+    check_gpus(["gpu-a", "gpu-b"])  # also where each process sees but one, as SLURM can have it
+    with pytest.raises(ConfigError, match="3 processes share 2 GPUs"):
+        check_gpus(["gpu-a", "gpu-b", "gpu-a"])
+
+
 def test_a_shared_batch_is_one_batch() -> None:
-    parts = build(compose_config(*tiny_overrides("uniform"), "augmentation=crop"), torch.device("cpu"), TickClock())
+    parts = build(compose_config(*tiny_overrides("uniform"), "augmentation=crop"), CPU, TickClock())
     workspace = parts.workspace
     ranks = workspace._ranks = Ranks(1, 2)
     indices = torch.arange(9)

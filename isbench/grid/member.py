@@ -54,7 +54,7 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     """Record that a configuration cannot be trained, so that a grid accounts for every run."""
     config = resolved(config)
     folder = run_folder(config)
-    if not join().is_first:
+    if not join(torch.device(config.device)).is_first:
         return Outcome(folder, "skipped", reason)
     with locked(folder):
         record = Record(folder / RECORD)
@@ -69,9 +69,10 @@ def share_machine(config: RunConfig, jobs: int, number: int) -> None:
     Raises:
         ConfigError: the budget is in seconds, and runs would have to share a device; or each has several processes.
     """
-    if join().size > 1:
+    device = resolve_device(config.device)
+    if join(device).size > 1:
         raise ConfigError(f"hydra.launcher.n_jobs={jobs}: runs that several processes share go one after the other")
-    gpus = torch.cuda.device_count() if resolve_device(config.device).type == "cuda" else 0
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if config.budget.unit == "seconds" and not 1 <= jobs <= gpus:
         raise ConfigError(
             f"hydra.launcher.n_jobs={jobs} with budget.unit=seconds: runs that share a device cannot be timed; "

@@ -7,9 +7,9 @@ DistributedDataParallel averages the gradients.
 """
 
 import os
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isbench.errors import ConfigError
+from isbench.training.device_load import device_name
 from isbench.types import Batch, Forward
 
 Anything = TypeVar("Anything")
@@ -205,28 +206,53 @@ class LateMaximum:
         return float(self._latest)
 
 
-def join() -> Ranks:
-    """Return this process's rank among the processes that torchrun, or srun with several tasks, started together.
+def join(device: torch.device) -> Ranks:
+    """Return this process's rank among those that torchrun, or srun with several tasks, started to train on `device`.
 
     Raises:
-        ConfigError: the processes cannot find each other.
+        ConfigError: the processes cannot find each other, or some would share a GPU.
     """
-    if dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        read_slurm(os.environ)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return ALONE
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if not dist.is_initialized():
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            read_slurm(os.environ)
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return ALONE
+        connect(device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    if device.type == "cuda":
+        ranks.attempt(partial(check_gpus, ranks.list_all(device_name(device))))
+    return ranks
+
+
+def connect(device: torch.device) -> None:
+    """Let torch connect the processes. Those that train on the CPU need no GPU, also where there is one.
+
+    Raises:
+        ConfigError: they do not find each other.
+    """
+    if device.type == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).partition("\n")[0].split())
         raise ConfigError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}"
         ) from None
-    return join()
+
+
+def check_gpus(names: Sequence[str]) -> None:
+    """Check that each process has a GPU of its own, by the identity of each one's GPU: NCCL fails where two share one.
+
+    Raises:
+        ConfigError: some share one.
+    """
+    if (gpus := len(set(names))) < len(names):
+        raise ConfigError(
+            f"device=cuda: {len(names)} processes share {gpus} GPU{'s' * (gpus > 1)}, and each needs its own; "
+            "start fewer (torchrun --nproc_per_node), or use device=cpu"
+        )
 
 
 def read_slurm(variables: MutableMapping[str, str]) -> None:
