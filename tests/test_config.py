@@ -229,7 +229,7 @@ def test_values_out_of_range_are_refused(override: str, complaint: str) -> None:
         (["sampler=loss", "sampler.pool_size=8"], "sampler.pool_size=8 is smaller than batch_size=16"),
         (["sampler=loss", "sampler.pool_size=500"], "larger than the training set"),
         (["sampler=loss", "sampler.pool_size=many"], "sampler.pool_size=many"),
-        (["sampler=loss", "sampler.signal=charm"], "sampler.signal=charm: input should be 'loss', "),
+        (["sampler=loss", "sampler.signal=charm"], "sampler.signal=charm: valid: last_layer_gradient_norm, "),
         (["batch_size=161"], "batch_size=161 is larger than the training set"),
         (["+sampler.wrong=3"], "unknown key sampler.wrong"),
         (["optimizer.lr=-1"], "optimizer"),

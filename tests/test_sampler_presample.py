@@ -320,7 +320,7 @@ def test_sizes_of_constant_variance() -> None:
     "overrides, key",
     [
         (("sampler=loss", "sampler.signal=features"), "sampler.signal=features"),
-        (("sampler=loss", "sampler.tau_momentum=1.5"), "^sampler.tau_momentum=1.5: input should be less than 1$"),
+        (("sampler=loss", "sampler.tau_momentum=1.5"), "^sampler.tau_momentum=1.5: must be less than 1$"),
         (("sampler=loss", "sampler.pool_size=15"), "sampler.pool_size=15"),
         (("sampler=loss", "sampler.pool_size=161"), "sampler.pool_size=161"),
         (("sampler=loss", "sampler.gate=measured", "sampler.tau_threshold=2"), "sampler.tau_threshold=2"),
