@@ -62,8 +62,6 @@ def standard_errors(overrides: list[str], ranks: Ranks, draws: int = 300) -> Ten
     parts = build(compose_config(*overrides), CPU, TickClock(), ranks)
     for _ in range(60):  # so that methods with a memory have one
         parts.take_update()
-        parts.progress.updates += 1
-        parts.progress.examples_trained += 16
     whole = torch.cat([gradient.flatten() for gradient in parts.workspace.mean_gradient()])
     directions = torch.randn(20, len(whole), generator=torch.Generator().manual_seed(0))
     projections = torch.stack([directions @ gradient_of_a_draw(parts) for _ in range(draws)])
