@@ -24,7 +24,7 @@ class Diverged(Exception):
     """Training met a value that is not finite. The run ends as diverged, and its record stays."""
 
 
-class Interrupted(BaseException):  # not an Exception: only the entry point may catch it
+class Interrupted(BaseException):  # not an Exception: nothing but the entry point may swallow it
     """A signal asked the run to stop. Its checkpoint is written; the same command continues it."""
 
 

@@ -102,13 +102,13 @@ def test_evaluating_changes_nothing(sampler: str) -> None:
     plain, watched = build_parts(*overrides), build_parts(*overrides)
     train_parts(plain, points=1)
 
-    def at_boundary(rate: float, gain: float) -> None:
+    def evaluate(rate: float, gain: float) -> None:
         watched.sampler.diagnostics()
         watched.model.eval()
         watched.model(watched.dataset.test_chunk(0, 100)[0])
         watched.model.train()
 
-    train_parts(watched, at_boundary, points=40)
+    train_parts(watched, evaluate, points=40)
     assert same_state(plain, watched)
 
 
