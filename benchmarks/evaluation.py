@@ -28,7 +28,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
     evaluating, training = race([evaluate_all, lambda count: train(count * updates)], rounds=3 if quick else 9, steps=1)
     epochs = [seconds / part for seconds in training]
     yield Row("test evaluation", "one epoch of training", ratios(evaluating, epochs), at_most=0.1)
-    inputs = dataset.test_inputs[:5120]
+    inputs = dataset.test_chunk(0, 5120)[0]
 
     def forward(size: int) -> Work:
         @torch.no_grad()

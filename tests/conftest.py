@@ -77,11 +77,11 @@ def train_parts(parts: Parts, at_boundary: Callable[[float, float], None] = lamb
     """Train to the end of the budget; return the boundaries object."""
     boundaries = Boundaries(parts.budget, points, parts.progress)
 
-    def take_and_call(rate: float, gain: float) -> None:
+    def evaluate(rate: float, gain: float) -> None:
         boundaries.take_evaluation(parts.progress)
         at_boundary(rate, gain)
 
-    train(parts.sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, take_and_call)
+    train(parts.sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, evaluate)
     return boundaries
 
 

@@ -19,12 +19,12 @@ def test_seconds_exclude_what_happens_at_boundaries() -> None:
     parts = build_parts(*tiny_overrides("uniform"))
     readings = []
 
-    def at_boundary(rate: float, gain: float) -> None:
+    def evaluate(rate: float, gain: float) -> None:
         readings.append(parts.progress.seconds)
         for _ in range(1000):
-            parts.clock.now()  # time passes
+            parts.clock.now()  # time passes meanwhile
 
-    train_parts(parts, at_boundary, points=4)
+    train_parts(parts, evaluate, points=4)
     # One reading starts the clock, one follows each update, one stops it at each boundary, one restarts it there.
     assert readings == [11, 22, 33, 44]
     assert parts.progress.seconds == 44

@@ -100,7 +100,7 @@ def write(tree: ImageTree, side: int, provenance: str, part: Path) -> Source:
 
 
 def find_images(root: Path, test_share: float) -> ImageTree:
-    """Return the images of `root`, which has train/ and val/ (or test/) with one folder per class, or such folders.
+    """Return the images of `root`. It holds one folder per class, or train/ and val/ (or test/) with such folders.
 
     Without train/, `test_share` of each class's images are held out, evenly spaced in their order.
 

@@ -100,11 +100,6 @@ class ResidentDataset:
     def num_test(self) -> int:
         return len(self.test_targets)
 
-    @property
-    def test_inputs(self) -> Tensor:
-        """All test inputs, normalised. Use `test_chunk` if the set may be large."""
-        return self.test_chunk(0, self.num_test)[0]
-
     def test_chunk(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the test inputs, normalised, and targets from `start` to `stop`."""
         inputs = self._test_inputs[start:stop]

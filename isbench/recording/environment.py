@@ -22,9 +22,9 @@ _COMMAND_SECONDS = 5.0
 def environment(device: str) -> dict[str, Any]:
     """Describe the software and hardware of a run on `device` ("cpu", "cuda", "cuda:1").
 
-    Keys: isbench, git_commit and git_dirty (None outside a source checkout), python, torch, cuda, cudnn, os, cpu,
-    logical_cores, torch_threads, load_average (1, 5, 15 minutes); and, None without a GPU, gpu, driver, gpu_sm_mhz,
-    gpu_max_sm_mhz, gpu_memory_mhz, gpu_processes, shared_gpu.
+    Keys: isbench, git_commit, git_dirty (None outside a source checkout), python, torch, cuda, cudnn, os, cpu,
+    logical_cores, torch_threads, load_average (1, 5, 15 minutes), gpu, driver, gpu_sm_mhz, gpu_max_sm_mhz,
+    gpu_memory_mhz, gpu_processes, shared_gpu (without a GPU the last seven are None).
     """
     facts: dict[str, Any] = {
         "isbench": isbench.__version__,

@@ -47,12 +47,9 @@ class SharedBatch:
 
     def join(self, other: "SharedBatch") -> "SharedBatch":
         """Return these examples, followed by the other batch."""
-        return SharedBatch(
-            torch.cat([self.indices, other.indices]),
-            torch.cat([self.targets, other.targets]),
-            torch.cat([self.views, other.views]),
-            self.fetch,
-        )
+        pairs = (self.indices, other.indices), (self.targets, other.targets), (self.views, other.views)
+        indices, targets, views = (torch.cat(pair) for pair in pairs)
+        return SharedBatch(indices, targets, views, self.fetch)
 
 
 @dataclass(frozen=True)
