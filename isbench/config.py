@@ -261,8 +261,8 @@ def _complaint(error: ValidationError, hint: Any) -> str:
     first = error.errors()[0]
     if first["type"] == "literal_error":
         return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
-    or_null = ", or null" if type(None) in get_args(hint) else ""
-    return first["msg"].replace("Input should", "must").replace("Value should", "must").lower() + or_null
+    words = re.sub("^(Input|Value) should", "must", first["msg"]).replace(" after validation", "").lower()
+    return f"{words}, or null" if type(None) in get_args(hint) else words
 
 
 def run_id(run: RunConfig) -> str:

@@ -9,6 +9,7 @@ The norm of the loss gradient with respect to the logits is the upper-bound scor
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,20 @@ def features(forward: Forward, targets: Tensor, criterion: CrossEntropy) -> Tens
     return forward.features.float()
 
 
-_SCALARS = (loss, logit_gradient_norm, last_layer_gradient_norm, true_class_probability)
-PER_EXAMPLE: dict[str, Signal] = {signal.__name__: signal for signal in (*_SCALARS, features)}
+PER_EXAMPLE: dict[str, Signal] = {
+    signal.__name__: signal
+    for signal in (loss, logit_gradient_norm, last_layer_gradient_norm, true_class_probability, features)
+}
 PER_STEP = ("gradient_norm", "weight_norm")
 FULL_GRADIENT = "per_example_gradient_norm"
-SCORES = (*(signal.__name__ for signal in _SCALARS), FULL_GRADIENT)
+Score = Literal[
+    "loss",
+    "logit_gradient_norm",
+    "last_layer_gradient_norm",
+    "true_class_probability",
+    "per_example_gradient_norm",
+]
+SCORES = get_args(Score)
 
 
 def per_example(

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import isbench
-from isbench import cli, explain
+from isbench import explain
 from isbench.config import config_folder
 from isbench.errors import ConfigError, UserError
 from isbench.grid import status
@@ -66,7 +66,7 @@ def choices(tmp_path: Path, monkeypatch) -> Path:
     path = folder / "experiment" / "tiny.yaml"
     path.write_text(EXPERIMENT)
     monkeypatch.setattr("isbench.grid.jobs.config_folder", lambda: folder)
-    monkeypatch.setattr(cli, "config_folder", lambda: folder)
+    monkeypatch.setattr(explain, "config_folder", lambda: folder)
     monkeypatch.setattr(sys, "argv", ["isbench"])
     return path
 

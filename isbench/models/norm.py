@@ -8,12 +8,11 @@ paper leaves it open), `SampleLayerNorm` avoids them (the code of Katharopoulos 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from isbench.errors import ConfigError
 
 
 class SampleLayerNorm(nn.Module):
@@ -172,15 +171,15 @@ def turn_batch_norm_into(kind: type[WeightedBatchNorm2d], model: nn.Module) -> N
             layer.__class__ = kind
 
 
-NORMS = {"batch": nn.BatchNorm2d, "weighted": WeightedBatchNorm2d, "layer": SampleLayerNorm, "none": nn.Identity}
+Norm = Literal["batch", "weighted", "layer", "none"]
+NORMS: dict[Norm, type[nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "weighted": WeightedBatchNorm2d,
+    "layer": SampleLayerNorm,
+    "none": nn.Identity,
+}
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return a norm layer for maps of `channels` channels.
-
-    Raises:
-        ConfigError: no such kind.
-    """
-    if kind not in NORMS:
-        raise ConfigError(f"model.norm={kind} is unknown; valid: {', '.join(NORMS)}")
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """Return a norm layer for maps of `channels` channels."""
     return NORMS[kind](channels)
