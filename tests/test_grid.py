@@ -157,9 +157,9 @@ def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str)
 
 @pytest.mark.parametrize("experiment", explain.choices("experiment"))
 def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
-    folder, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
+    config, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
     check_distinct(jobs)
-    assert jobs and folder == Path("runs", experiment.rpartition("/")[2])
+    assert jobs and config.group == experiment.rpartition("/")[2]
 
 
 def test_two_arms_that_are_one_run_are_refused(choices: Path) -> None:
