@@ -64,9 +64,7 @@ class NumericsConfig:
 
     name: str = ""
     deterministic: bool = setting(True, help="use only algorithms that give the same bits again")
-    engine: Literal["auto", "eager", "compiled", "graphed", "compiled_graphed"] = setting(
-        "eager", help="executes a step"
-    )
+    engine: Literal["auto", "eager", "compiled", "graphed", "compiled_graphed"] = setting("eager", help="runs a step")
     precision: Literal["float32", "tf32", "bfloat16"] = setting("float32", help="precision of products")
     channels_last: bool | None = setting(None, help="memory format of images; null takes the faster one")
     threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = setting(None, help="of the CPU; null takes all cores")
