@@ -166,8 +166,6 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     numerics = config.numerics
     model.to(device).to(memory_format=memory_format(numerics.channels_last, numerics.precision, device)).train()
     optimizer = instantiate("optimizer", config.optimizer, model=model)
-    if any(group["weight_decay"] < 0 for group in optimizer.param_groups):
-        raise ConfigError(f"optimizer.weight_decay={config.optimizer['weight_decay']}: must not be negative")
     criterion = CrossEntropy(config.label_smoothing)
     streams = Streams(config.seed, device, ranks.rank)
     progress = Progress(dataset.num_examples)

@@ -122,21 +122,26 @@ def application(cfg: DictConfig) -> tuple[str, str]:
 
 def _train(cfg: DictConfig, is_grid: bool) -> Outcome:
     config = validate(cfg)
-    if config.arm is not None and not is_grid:
-        raise ConfigError(f"arm={config.arm}: only grids have arms; add -m")
-    sweeper = HydraConfig.get().sweeper
-    if not is_grid and (sweeper.params or sweeper.get("arms")):
-        log.info("this is one run; the experiment is a grid of them with -m")
-    launcher = HydraConfig.get().runtime.choices["launcher"]
-    if launcher != "local" and not is_grid:
-        raise ConfigError(f"launcher={launcher}: launchers are for grids; add -m")
     if is_grid:
         from isbench.grid.member import run_member  # imports torch
 
         return run_member(config, HydraConfig.get().launcher.get("n_jobs", 1))
+    check_single(config.arm)
     from isbench.run import run
 
     return run(config)
+
+
+def check_single(arm: str | None) -> None:
+    """Check that a command for one run asks for nothing that grids alone have."""
+    launcher = HydraConfig.get().runtime.choices["launcher"]
+    if arm is not None:
+        raise ConfigError(f"arm={arm}: only grids have arms; add -m")
+    if launcher != "local":
+        raise ConfigError(f"launcher={launcher}: launchers are for grids; add -m")
+    sweeper = HydraConfig.get().sweeper
+    if sweeper.params or sweeper.get("arms"):
+        log.info("this is one run; the experiment is a grid of them with -m")
 
 
 def rank() -> int:

@@ -53,8 +53,8 @@ class BudgetConfig:
     """How long to train; see isbench.training.budget."""
 
     name: str = ""
-    unit: Literal["updates", "epochs", "examples", "seconds"] = setting(help="what to count")
-    limit: Annotated[float, Ge(1e-9)] = setting(help="how many of them to train for")
+    unit: Literal["updates", "epochs", "examples", "seconds"] = setting(help="what the budget counts")
+    limit: Annotated[float, Ge(1e-9)] = setting(help="how many of them a run may spend")
     effective: bool = setting(False, help="count an update as often as its gain says")
 
 
@@ -63,11 +63,11 @@ class NumericsConfig:
     """Determinism, precision and execution; see isbench.training.engine."""
 
     name: str = ""
-    deterministic: bool = setting(True, help="use deterministic algorithms only")
+    deterministic: bool = setting(True, help="use only algorithms that give the same bits again")
     engine: Literal["auto", "eager", "compiled", "graphed", "compiled_graphed"] = setting("eager", help="runs a step")
-    precision: Literal["float32", "tf32", "bfloat16"] = setting("float32", help="of products and convolutions")
-    channels_last: bool | None = setting(None, help="memory format of images; null: where it is faster")
-    threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = setting(None, help="of torch; null: all cores")
+    precision: Literal["float32", "tf32", "bfloat16"] = setting("float32", help="precision of products")
+    channels_last: bool | None = setting(None, help="memory format of images; null takes the faster one")
+    threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = setting(None, help="of the CPU; null takes all cores")
 
 
 @dataclass
@@ -75,10 +75,10 @@ class LoggingConfig:
     """Where rows go besides the run's own record; see isbench.recording.wandb_sink."""
 
     name: str = ""
-    mode: Literal["offline", "online", "off"] = setting("offline", help="of W&B")
-    project: str = setting("isbench", help="in W&B")
-    entity: str | None = setting(None, help="in W&B; null: your default")
-    tags: list[str] = setting(list, help="in W&B, besides the paper and the sampler")
+    mode: Literal["offline", "online", "off"] = setting("offline", help="where W&B keeps the run")
+    project: str = setting("isbench", help="project in W&B")
+    entity: str | None = setting(None, help="user or team in W&B; null is your default")
+    tags: list[str] = setting(list, help="tags in W&B, besides the paper and the sampler")
     timeout_seconds: Annotated[float, Gt(0), Le(3600)] = setting(20.0, help="how long to wait for W&B's server")
 
 
@@ -86,16 +86,16 @@ class LoggingConfig:
 class EvaluationConfig:
     """How often loss and error are measured, and on how much."""
 
-    points: Count = setting(20, help="evaluations, at equal parts of the budget")
-    train_examples: Count = setting(2000, help="training examples that an evaluation takes")
+    points: Count = setting(20, help="number of evaluations, at equal parts of the budget")
+    train_examples: Count = setting(2000, help="how many training examples an evaluation takes")
 
 
 @dataclass
 class CheckpointConfig:
     """When state is saved. Checkpoints are written at boundaries."""
 
-    seconds: Annotated[float, Ge(0)] = setting(30.0, help="at least so many between two checkpoints")
-    keep: bool = setting(False, help="keep the last one when the run has ended")
+    seconds: Annotated[float, Ge(0)] = setting(30.0, help="least time between two checkpoints")
+    keep: bool = setting(False, help="keep the last checkpoint of a run that has ended")
 
 
 @dataclass
@@ -114,19 +114,19 @@ class RunConfig:
     logging: LoggingConfig = setting(LoggingConfig, group=True)
     evaluation: EvaluationConfig = setting(EvaluationConfig, identity=True)
     checkpoint: CheckpointConfig = setting(CheckpointConfig)
-    seed: Annotated[int, Ge(0)] = setting(0, identity=True, help="of weights, batches and augmentation")
-    batch_size: Count = setting(128, identity=True, help="examples of an update")
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = setting(0.0, identity=True, help="spread over all classes")
-    clip_norm: Annotated[float, Gt(0)] | None = setting(None, identity=True, help="longest gradient; null: any")
+    seed: Annotated[int, Ge(0)] = setting(0, identity=True, help="decides weights, batches and augmentation")
+    batch_size: Count = setting(128, identity=True, help="examples per update")
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = setting(0.0, identity=True, help="share that all classes get")
+    clip_norm: Annotated[float, Gt(0)] | None = setting(None, identity=True, help="largest gradient norm; null is none")
     sync_norm: bool = setting(
-        True, identity=lambda is_shared: not is_shared, help="batch norm over the whole batch of several processes"
+        True, identity=lambda is_shared: not is_shared, help="several processes: batch norm sees the whole batch"
     )
-    slots: Count | None = setting(None, identity=True, help="fixed views in all; null: each draw has a fresh one")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto: a GPU if there is one")
-    data_dir: Folder = setting(help="where data sets are; the variable ISBENCH_DATA unless set")
-    runs_dir: Folder = setting("runs", help="where runs are recorded")
-    group: str | None = setting(None, help="folder in runs_dir and group in W&B: the name of the experiment")
-    arm: str | None = setting(None, help="line of a table that the run belongs to; the arms of a grid narrow with it")
+    slots: Count | None = setting(None, identity=True, help="number of fixed views; null draws views afresh")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto takes a GPU if there is one")
+    data_dir: Folder = setting(help="folder of the data sets; the variable ISBENCH_DATA sets it too")
+    runs_dir: Folder = setting("runs", help="folder of the records")
+    group: str | None = setting(None, help="folder below runs_dir, and group in W&B: the experiment")
+    arm: str | None = setting(None, help="line of a table that a run belongs to; arm=a,b narrows a grid")
 
 
 def _keys_with(fact: str) -> tuple[str, ...]:
@@ -261,8 +261,8 @@ def _complaint(error: ValidationError, hint: Any) -> str:
     first = error.errors()[0]
     if first["type"] == "literal_error":
         return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
-    or_null = ", or null" if type(None) in get_args(hint) else ""
-    return first["msg"].replace("Input should", "must").replace("Value should", "must").lower() + or_null
+    words = re.sub("^(Input|Value) should", "must", first["msg"]).replace(" after validation", "").lower()
+    return f"{words}, or null" if type(None) in get_args(hint) else words
 
 
 def run_id(run: RunConfig) -> str:

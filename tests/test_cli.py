@@ -72,7 +72,7 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["-m", "launcher=joblib", "hydra.launcher.n_jobs=x"], "hydra.launcher.n_jobs: Value 'x' of type 'str'"),
         (["+nope=1"], "unknown key nope"),
         (["+sampler.wrong=3"], "unknown key sampler.wrong"),
-        (["optimizer.lr=-1"], "learning rate"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (["device=cuda"], "device=cuda: no GPU"),
         (["dataset=cifar10", "data_dir=nowhere"], "cifar-10-batches-py"),
         (["dataset=mnist", "data_dir=nowhere"], "6bbc9ace898e44ae57da46a324031adb"),

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import isbench
-from isbench import cli, explain
+from isbench import explain
 from isbench.config import config_folder
 from isbench.errors import ConfigError, UserError
 from isbench.grid import status
@@ -66,7 +66,7 @@ def choices(tmp_path: Path, monkeypatch) -> Path:
     path = folder / "experiment" / "tiny.yaml"
     path.write_text(EXPERIMENT)
     monkeypatch.setattr("isbench.grid.jobs.config_folder", lambda: folder)
-    monkeypatch.setattr(cli, "config_folder", lambda: folder)
+    monkeypatch.setattr(explain, "config_folder", lambda: folder)
     monkeypatch.setattr(sys, "argv", ["isbench"])
     return path
 
@@ -157,9 +157,9 @@ def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str)
 
 @pytest.mark.parametrize("experiment", explain.choices("experiment"))
 def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
-    folder, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
+    config, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
     check_distinct(jobs)
-    assert jobs and folder == Path("runs", experiment.rpartition("/")[2])
+    assert jobs and config.group == experiment.rpartition("/")[2]
 
 
 def test_two_arms_that_are_one_run_are_refused(choices: Path) -> None:

@@ -251,8 +251,10 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, tree, monkeypatch):
     (tree / "val" / "zebra" / "00.png").unlink()
     (tree / "val" / "zebra" / "00.png").symlink_to("nothing")
     refused(tree, tree / "val" / "zebra" / "00.png", "cannot be read")
-    for options in ({"side": 0}, {"test_share": 1.0}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}):
-        refused(tree, f"dataset.{next(iter(options))}=", error=ConfigError, **options)
+    for option in ("side=0", "test_share=1.0", "mean=[0.5]", "std=[1.0,0.0,1.0]"):
+        with pytest.raises(ConfigError) as error:
+            build_parts("dataset=image_folder", f"dataset.path={tree}", f"dataset.{option}")
+        assert_one_line(error, f"dataset.{option.partition('=')[0]}=")
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isbench.errors import ConfigError
 from isbench.models.norm import (
     FrozenBatchNorm2d,
     SampleLayerNorm,
     StatisticsWeights,
     WeightedBatchNorm2d,
-    make_norm,
     turn_batch_norm_into,
 )
 
@@ -190,8 +188,3 @@ def test_sample_layer_norm_against_the_definition() -> None:
     for image, output in zip(inputs, layer(inputs), strict=True):
         standard = (image - image.mean()) / (image.var(correction=0) + 1e-3).sqrt()
         torch.testing.assert_close(output, 1.5 * standard + layer.bias[:, None, None])
-
-
-def test_unknown_norm_names_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"model\.norm=group .*batch, weighted, layer, none"):
-        make_norm("group", 4)

@@ -1,7 +1,6 @@
 """The state of an experiment, from its records alone, and the time that it still needs."""
 
 import fcntl
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,19 +25,22 @@ from tests.test_grid import choices  # noqa: F401  a fixture
 BEGUN = 1_700_000_000
 
 
-def write(job: Job, *fractions: float, wall: float, ended: str = "", resumed_at: int = 0, reason: str = "") -> None:
-    """Record an attempt that has spent these parts of 40 updates and took `wall` seconds to the last of them."""
+def write(job: Job, *fractions: float, seconds: float, ended: str = "", resumed_at: int = 0, reason: str = "") -> None:
+    """Record an attempt that has spent these parts of 40 updates, the last of them after `seconds` of training.
+
+    The file is as new as that of a copy.
+    """
     path = run_folder(replace(job.config, device="cpu")) / "record.jsonl"
     record = Record(path)
     record.append("start", time=datetime.fromtimestamp(BEGUN, UTC).isoformat(timespec="seconds"), resumed_at=resumed_at)
     for fraction in fractions:
         updates = round(40 * fraction)
+        trained = seconds * fraction / max(fractions[-1], 1e-9)
         record.append(
-            "evaluation", updates=updates, effective_updates=updates, epoch=updates / 10, train_seconds=updates / 4
+            "evaluation", updates=updates, effective_updates=updates, epoch=updates / 10, train_seconds=trained
         )
     if ended:
         record.append("end", status=ended, reason=reason)
-    os.utime(path, (BEGUN + wall, BEGUN + wall))
 
 
 def stands(words: list[str], queue: Mapping[str, SlurmJob] = MappingProxyType({})) -> dict[str, tuple]:
@@ -52,13 +54,13 @@ def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch,
     choices.write_text(choices.read_text().replace(", budget.limit=20", "").replace("range(2)", "range(3)"))
     words = ["experiment=tiny", *tiny, "budget.limit=40", f"runs_dir={tmp_path}/runs"]
     jobs = {job.label: job for job in compose_grid(words)[1]}
-    write(jobs["uniform seed=0"], 0, 0.5, 1, wall=100, ended="finished")
-    write(jobs["uniform seed=1"], 0, 0.25, wall=30)  # 120 in all, at this speed: 90 left
-    write(jobs["small_pool seed=0"], 0, 0.5, wall=1000, ended="interrupted", reason="a signal")
-    write(jobs["small_pool seed=0"], 0.75, wall=60, resumed_at=20, ended="interrupted", reason="a signal")  # 240 in all
-    write(jobs["small_pool seed=1"], 0, 0.1, wall=5, ended="diverged", reason="not finite")
-    write(jobs["large_pool seed=0"], wall=0, ended="skipped", reason="does not suit")
-    write(jobs["large_pool seed=1"], 0, wall=7, ended="failed", reason="RuntimeError: no memory")
+    write(jobs["uniform seed=0"], 0, 0.5, 1, seconds=100, ended="finished")
+    write(jobs["uniform seed=1"], 0, 0.25, seconds=30)  # 120 in all, at this speed: 90 left
+    write(jobs["small_pool seed=0"], 0, 0.5, seconds=1000, ended="interrupted", reason="a signal")
+    write(jobs["small_pool seed=0"], 0.75, seconds=180, resumed_at=20, ended="interrupted", reason="a signal")
+    write(jobs["small_pool seed=1"], 0, 0.1, seconds=5, ended="diverged", reason="not finite")
+    write(jobs["large_pool seed=0"], seconds=0, ended="skipped", reason="does not suit")
+    write(jobs["large_pool seed=1"], 0, seconds=7, ended="failed", reason="RuntimeError: no memory")
     lock = open(jobs["uniform seed=1"].folder / "lock", "w")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,13 +99,13 @@ def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch,
     assert "failed: RuntimeError: no memory" in said and "skipped: does not suit" in said
     assert said.endswith(
         "runs: 1 finished, 1 diverged, 1 skipped, 1 failed, 2 interrupted, 3 missing; "
-        f"{status.duration(10 + 2.5 + 7.5 + 1)} trained, {status.duration(left)} left\n"
+        f"{status.duration(100 + 30 + 180 + 5)} trained, {status.duration(left)} left\n"
     )
     monkeypatch.setattr(sys, "argv", ["status", *words[1:-1], "--runs-dir", f"{tmp_path}/runs"])
     status.main()
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["tiny"] == ["9", "1", "1", "1", "1", "2", "3", status.duration(left)]
-    assert lines["demo"] == ["9", "9"], "nothing of it has begun"
+    assert lines["demo"] == ["9", "9", "?"], "results/ has runs of demo, but not these"
     choices.write_text(choices.read_text().replace("sampler=uniform", "sampler=uniform, lr=1"))
     status.main()
     *_, last = capsys.readouterr().out.splitlines()
@@ -159,6 +161,15 @@ def test_real_runs_are_found(tmp_path: Path, monkeypatch, capsys) -> None:
     assert rows[-1] == ending, "the words of the grid are understood too"
 
 
+@pytest.mark.parametrize("experiment", ["demo", "is/is_cifar10"])  # whose runs in results/ are a CPU's, and a GPU's
+def test_both_views_count_what_results_hold(experiment: str, tmp_path: Path) -> None:
+    overrides = [f"runs_dir={tmp_path}"]
+    _, _, *counts, left = status.summary(experiment, overrides, {})
+    told = ", ".join(f"{count} {state}" for state, count in zip(status.STATUSES, counts, strict=True) if count)
+    last = status.table("", [f"experiment={experiment}", *overrides]).splitlines()[-1]
+    assert "finished" in told and last.startswith(f"runs: {told}; ") and last.endswith(f" trained, {left} left")
+
+
 def test_a_device_left_open_is_where_the_record_is(tmp_path: Path) -> None:
     config = compose_config(*TINY, f"runs_dir={tmp_path}")
     job = Job([], "", lambda words: config)
@@ -175,7 +186,7 @@ def test_a_device_left_open_is_where_the_record_is(tmp_path: Path) -> None:
         (["dem"], "isbench: dem: no such experiment; did you mean demo?"),
         (["demo", "seedd=1"], "isbench: unknown key seedd: did you mean seed?"),
         (["demo", "arm=rais"], "isbench: arm=rais: no such arm; this grid has no arms"),
-        (["demo", "batch_size=0"], "isbench: batch_size=0: must be at least 1"),
+        (["demo", "batch_size=0"], "isbench: batch_size=0: must be greater than or equal to 1"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], complaint: str, monkeypatch) -> None:

@@ -5,10 +5,11 @@ later train on the same pixels. Images keep the units 0..255 and are normalised 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from isbench.errors import Incompatible
@@ -43,7 +44,7 @@ class Shift(Augmentation):
     A view is (down, right, mirrored).
     """
 
-    def __init__(self, pixels: int, padding: Literal["zeros", "edge"], flip: bool) -> None:
+    def __init__(self, pixels: Annotated[int, Ge(0)], padding: Literal["zeros", "edge"], flip: bool) -> None:
         self.pixels = pixels
         self.padding = padding
         self.flip = flip
@@ -90,7 +91,14 @@ class ShiftCutout(Shift):
     reach past the border. A view has two more parameters: the square's centre, as fractions of height and width.
     """
 
-    def __init__(self, pixels: int, padding: Literal["zeros", "edge"], flip: bool, size: int, fill: int) -> None:
+    def __init__(
+        self,
+        pixels: Annotated[int, Ge(0)],
+        padding: Literal["zeros", "edge"],
+        flip: bool,
+        size: Annotated[int, Ge(0)],
+        fill: Annotated[int, Ge(0), Le(255)],
+    ) -> None:
         super().__init__(pixels, padding, flip)
         self.size = size
         self.fill = fill

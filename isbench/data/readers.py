@@ -13,10 +13,11 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Len, Lt, MinLen
 from torch import Tensor
 
 from isbench.data import cache, image_tree, rotated
@@ -34,6 +35,7 @@ from isbench.data.published import (
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError, DataError
 
+Count = Annotated[int, Ge(1)]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -140,7 +142,7 @@ def cifar100(data_dir: Path, download: bool = False) -> Source:
     return Source("cifar100", *splits, 100, mean, std, "CIFAR-100, published python files, MD5 checked")
 
 
-def mit67(data_dir: Path, side: int = 224) -> Source:
+def mit67(data_dir: Path, side: Count = 224) -> Source:
     """Return MIT67, the indoor scenes of Quattoni and Torralba 2009: 67 classes, 5,360 and 1,340 photographs.
 
     Photographs are resized to `side` pixels on the shorter side and cropped to the centre square. Mean and deviation
@@ -165,10 +167,10 @@ def mit67(data_dir: Path, side: int = 224) -> Source:
 def image_folder(
     data_dir: Path,
     path: str | None = None,
-    side: int = 224,
-    test_share: float = 0.2,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    side: Count = 224,
+    test_share: Annotated[float, Gt(0), Lt(1)] = 0.2,
+    mean: Annotated[Sequence[float], Len(3, 3)] = IMAGENET_MEAN,
+    std: Annotated[Sequence[Annotated[float, Gt(0)]], Len(3, 3)] = IMAGENET_STD,
     residency: Residency = "disk",
 ) -> Source:
     """Return the images of a folder with one sub-folder per class, decoded once (see isbench.data.image_tree).
@@ -176,17 +178,8 @@ def image_folder(
     `path` is relative to `data_dir` unless absolute. It holds train/ and val/ (or test/), or only class folders, whose
     `test_share` is then held out. Images are resized to `side` pixels on the shorter side and cropped to the centre.
     """
-    checks = [
-        ("path", path, path is not None, "the folder of images is needed; unless absolute, it is in data_dir"),
-        ("side", side, side >= 1, "must be at least 1"),
-        ("test_share", test_share, 0 < test_share < 1, "must be above 0 and below 1"),
-        ("mean", mean, len(mean) == 3, "must be three values, for red, green and blue"),
-        ("std", std, len(std) == 3 and min(std) > 0, "must be three values above 0, for red, green and blue"),
-    ]
-    for key, value, is_right, reason in checks:
-        if not is_right:
-            raise ConfigError(f"dataset.{key}={value}: {reason}")
-    assert path is not None
+    if path is None:
+        raise ConfigError("dataset.path=None: the folder of images is needed; unless absolute, it is in data_dir")
     source = image_tree.kept(data_dir / Path(path).expanduser(), side, test_share, cache.cache_dir(data_dir), residency)
     return replace(
         source,
@@ -198,10 +191,10 @@ def image_folder(
 
 def synthetic(
     data_dir: Path,
-    num_examples: int = 512,
-    num_test: int = 256,
-    num_classes: int = 10,
-    shape: Sequence[int] = (1, 28, 28),
+    num_examples: Count = 512,
+    num_test: Count = 256,
+    num_classes: Count = 10,
+    shape: Annotated[Sequence[Count], MinLen(1)] = (1, 28, 28),
 ) -> Source:
     """Return noisy copies of one pattern per class, for tests. An eighth is hard: blended with the next class.
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
 from isbench.errors import ConfigError
 from isbench.files import LOCK, RECORD
-from isbench.grid.kept import collected_runs
+from isbench.grid.kept import KeptRun, collected_runs
 from isbench.grid.queue import SlurmJob
 from isbench.locks import is_taken
 from isbench.recording.record import ENDED, last_status, read_rows
@@ -68,6 +68,12 @@ class Job:
         """How many processes have begun to work on the run."""
         return max((row["attempt"] for row in read_rows(self.folder / RECORD)), default=0)
 
+    @property
+    def kept(self) -> KeptRun | None:
+        """The run as results/ has it, None if it is not there or there is a record here."""
+        kept = {} if (self.folder / RECORD).exists() else collected_runs(self.config.group)
+        return next((kept[key] for key in self.ids if key in kept), None)
+
     def status(self, queue: Mapping[str, SlurmJob]) -> Ending:
         """Return how the run stands, and why; where there is no record here, as results/ has it.
 
@@ -75,8 +81,9 @@ class Job:
             queue: the jobs that SLURM has, by the id of their run.
         """
         rows = read_rows(self.folder / RECORD)
-        kept = {} if rows else collected_runs(self.config.group)
-        last = last_status(rows) if rows else next((kept[key] for key in self.ids if key in kept), None)
+        if (kept := self.kept) is not None:
+            return kept.status, kept.reason
+        last = last_status(rows)
         if last is not None and last[0] in ENDED:
             return last
         for slurm_job in (queue[key] for key in self.ids if key in queue):
@@ -91,15 +98,15 @@ class Job:
         return [replace(self.config, device="cuda"), replace(self.config, device="cpu")]
 
 
-def compose_grid(words: Sequence[str]) -> tuple[Path, list[Job]]:
-    """Return the folder of the group and the jobs of `python -m isbench -m WORDS`, without running them."""
+def compose_grid(words: Sequence[str]) -> tuple[DictConfig, list[Job]]:
+    """Return what `python -m isbench -m WORDS` starts from, not checked yet, and its jobs, without running them."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     config = loader.load_configuration("config", list(words), RunMode.MULTIRUN)
     arguments = [word for word in words if not re.match(r"[+~]*hydra[./]", word)]  # those that a sweeper is given
     jobs = make_jobs(loader, config, config.hydra.sweeper.arms, config.hydra.sweeper.params, arguments)
-    return Path(config.runs_dir, config.group or ""), jobs
+    return config, jobs
 
 
 def make_jobs(

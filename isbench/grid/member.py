@@ -47,7 +47,7 @@ def kept(config: RunConfig) -> Outcome | None:
     """Return how a run ended that is kept in results/ and has no folder here, None if there is no such run."""
     config = resolved(config)
     folder, ended = run_folder(config), collected_runs(config.group).get(run_id(config))
-    return None if ended is None or (folder / RECORD).exists() else Outcome(folder, *ended)
+    return None if ended is None or (folder / RECORD).exists() else Outcome(folder, ended.status, ended.reason)
 
 
 def skip(config: RunConfig, reason: str) -> Outcome:

@@ -2,8 +2,9 @@
 
 The runs are those that `python -m isbench -m experiment=...` would train, found by their configuration and judged by
 their records and SLURM's queue. Any other grid is shown by its own words, `python -m isbench.status -m KEY=A,B ...`.
-What is left is estimated from the share of its budget that a run spends in a second of the wall clock, looking and
-saving included; for a run that has not begun, from the runs of its arm. Torch is not imported.
+What is left is estimated in seconds of training, from the share of its budget that a run spends in one; for a run that
+has not begun, from the runs of its arm. Evaluating and saving come on top: a record says when an attempt began and how
+long it has trained, and the time of its file may be that of a copy. Torch is not imported.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
@@ -19,9 +20,10 @@ from tabulate import tabulate
 
 from isbench.config import BudgetConfig, nearest
 from isbench.errors import ConfigError
-from isbench.explain import MISTAKES, choices, explain
+from isbench.explain import MISTAKES, choices, explain, own_choices
 from isbench.files import RECORD
 from isbench.grid.jobs import Job, compose_grid
+from isbench.grid.kept import collected_runs
 from isbench.grid.queue import SlurmJob, queued
 from isbench.recording.record import ENDED, UNIT_COLUMNS, Row, effective_rows, read_rows
 
@@ -31,18 +33,18 @@ STATUSES = (*NOTHING_LEFT, "failed", "running", "queued", "interrupted", "missin
 
 @dataclass(frozen=True)
 class Standing:
-    """How one run stands.
-
-    `fraction` of the budget is spent, in `seconds` of training. At the speed of the latest attempt all of it takes
-    `whole` seconds of the wall clock; None where there is no telling.
-    """
+    """How one run stands: `fraction` of the budget is spent, in `seconds` of training."""
 
     job: Job
     status: str
     reason: str
     fraction: float
     seconds: float
-    whole: float | None
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds of training that all of the budget takes, None where there is no telling."""
+        return self.seconds / self.fraction if self.fraction > 0 else None
 
 
 def main() -> None:
@@ -53,12 +55,11 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (runs)")
     parser.add_argument("--config-dir", "-cd", type=Path, help="a folder of your own yaml files")
     arguments = parser.parse_intermixed_args()
-    own = [f"hydra.searchpath=[file://{arguments.config_dir.absolute()}]"] if arguments.config_dir else []
-    overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}", *own]
+    overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}", *own_choices()]
     names = [word for word in arguments.words if "=" not in word]
     try:
         if arguments.m:
-            print(table("grid", [*arguments.words, *own]))
+            print(table("grid", [*arguments.words, *own_choices()]))
         elif names:
             print("\n\n".join(table(name, [f"experiment={name}", *overrides]) for name in map(find, names)))
         else:
@@ -110,8 +111,8 @@ def overview(overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> str:
 
 def summary(experiment: str, overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> list[str | int]:
     """Return the overview's cells for one experiment."""
-    folder, jobs = compose_grid([f"experiment={experiment}", *overrides])
-    if folder.is_dir() or queue:
+    config, jobs = compose_grid([f"experiment={experiment}", *overrides])
+    if Path(str(config.runs_dir), str(config.group)).is_dir() or collected_runs(config.group) or queue:
         runs = [stand(job, queue) for job in jobs]
         counts, remaining = Counter(run.status for run in runs), duration(all_left(runs))
     else:  # composing each job for nothing would make one wait
@@ -120,20 +121,15 @@ def summary(experiment: str, overrides: Sequence[str], queue: Mapping[str, Slurm
 
 
 def stand(job: Job, queue: Mapping[str, SlurmJob]) -> Standing:
-    """Read how one run stands from its record and SLURM's queue."""
-    path = job.folder / RECORD
-    rows = read_rows(path)
+    """Read how one run stands from its record, else from results/, and from SLURM's queue."""
     status, reason = job.status(queue)
-    evaluations = effective_rows(rows)
+    if (kept := job.kept) is not None:
+        return Standing(job, status, reason, float(status == "finished"), kept.seconds)
+    evaluations = effective_rows(read_rows(job.folder / RECORD))
     if not evaluations:
-        return Standing(job, status, reason, 0.0, 0.0, None)
-    budget, last = job.config.budget, evaluations[-1]
-    fraction = spent(last, budget)
-    start = [row for row in rows if row["kind"] == "start"][-1]
-    before = [row for row in evaluations if row["updates"] <= start["resumed_at"]]
-    gained = fraction - (spent(before[-1], budget) if before else 0.0)
-    wall = path.stat().st_mtime - datetime.fromisoformat(start["time"]).timestamp()
-    return Standing(job, status, reason, fraction, last["train_seconds"], wall / gained if gained > 0 else None)
+        return Standing(job, status, reason, 0.0, 0.0)
+    last = evaluations[-1]
+    return Standing(job, status, reason, spent(last, job.config.budget), last["train_seconds"])
 
 
 def spent(row: Row, budget: BudgetConfig) -> float:
@@ -143,7 +139,7 @@ def spent(row: Row, budget: BudgetConfig) -> float:
 
 
 def left(run: Standing, runs: Sequence[Standing]) -> float | None:
-    """Return the seconds of the wall clock that a run still needs, None where nothing tells its speed."""
+    """Return the seconds of training that a run still needs, None where nothing tells its speed."""
     if run.status in NOTHING_LEFT:
         return 0.0
     known = [other for other in runs if other.whole is not None]

@@ -1,13 +1,15 @@
 """Small convolutional networks for MNIST and rotated MNIST."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from isbench.models.heads import Classifier
 from isbench.models.layers import image_shape
-from isbench.models.norm import make_norm
+from isbench.models.norm import Norm, make_norm
 
 
 class LeNet(Classifier):
@@ -64,7 +66,13 @@ class CNN7(Classifier):
 
     WIDTH = 20
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: str = "batch", dropout: float = 0.3) -> None:
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        norm: Norm = "batch",
+        dropout: Annotated[float, Ge(0), Le(1)] = 0.3,
+    ) -> None:
         super().__init__()
         channels, height, width = image_shape("cnn7", input_shape, at_least=28)
         self.dropout = dropout

@@ -7,9 +7,10 @@ installs timm and the weights.
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError, DataError
@@ -35,7 +36,7 @@ class EfficientNetLite0(Classifier):
         num_classes: int,
         pretrained: bool = False,
         freeze_norm_statistics: bool = False,
-        side: int = 224,
+        side: Annotated[int, Ge(1)] = 224,
     ) -> None:
         super().__init__()
         _, height, width = image_shape("efficientnet_lite0", input_shape, at_least=8, channels=3)

@@ -6,7 +6,9 @@ gate, Keras has one; the second starts at zero.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from isbench.errors import Incompatible
@@ -19,7 +21,7 @@ class LSTM(Classifier):
     Inputs are sequences (n, T, F), or images (n, C, H, W), read row by row as H W steps of C values.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: Annotated[int, Ge(1)] = 128) -> None:
         super().__init__()
         if len(input_shape) not in (2, 3):
             raise Incompatible(

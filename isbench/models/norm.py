@@ -8,12 +8,11 @@ authors, for fine-tuning).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from isbench.errors import ConfigError
 
 
 class SampleLayerNorm(nn.Module):
@@ -168,15 +167,15 @@ def turn_batch_norm_into(kind: type[WeightedBatchNorm2d], model: nn.Module) -> N
             layer.__class__ = kind
 
 
-NORMS = {"batch": nn.BatchNorm2d, "weighted": WeightedBatchNorm2d, "layer": SampleLayerNorm, "none": nn.Identity}
+Norm = Literal["batch", "weighted", "layer", "none"]
+NORMS: dict[Norm, type[nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "weighted": WeightedBatchNorm2d,
+    "layer": SampleLayerNorm,
+    "none": nn.Identity,
+}
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return a norm layer for `channels` channels; `kind` is batch, weighted, layer or none.
-
-    Raises:
-        ConfigError: `kind` is unknown.
-    """
-    if kind not in NORMS:
-        raise ConfigError(f"model.norm={kind} is unknown; valid: {', '.join(NORMS)}")
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """Return a norm layer for maps of `channels` channels."""
     return NORMS[kind](channels)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isbench.errors import ConfigError, DataError
 from isbench.models.heads import Classifier
 from isbench.models.layers import conv1x1, conv3x3, image_shape, init_convolutions
-from isbench.models.norm import FrozenBatchNorm2d, make_norm
+from isbench.models.norm import FrozenBatchNorm2d, Norm, make_norm
 
 WIDTHS_18 = (64, 128, 256, 512)
 
@@ -23,7 +23,7 @@ WIDTHS_18 = (64, 128, 256, 512)
 class BasicBlock(nn.Module):
     """conv, norm, ReLU, conv, norm; plus the input (projected and normalised if the shape changes); ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
         self.norm1 = make_norm(norm, out_channels)
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """norm, ReLU, conv, norm, ReLU, conv; plus the input, or the projected pre-activation if the shape changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.norm1 = make_norm(norm, in_channels)
         self.conv1 = conv3x3(in_channels, out_channels, stride)
@@ -55,7 +55,7 @@ class PreActBlock(nn.Module):
         return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
 
 
-def make_blocks(block: type[BasicBlock] | type[PreActBlock], norm: str) -> nn.Sequential:
+def make_blocks(block: type[BasicBlock] | type[PreActBlock], norm: Norm) -> nn.Sequential:
     """Return the eight residual units of an 18-layer network; each change of width halves the map."""
     blocks = []
     in_channels = WIDTHS_18[0]
@@ -69,7 +69,7 @@ def make_blocks(block: type[BasicBlock] | type[PreActBlock], norm: str) -> nn.Se
 class ResNet18(Classifier):
     """ResNet-18 for images of about 32 x 32."""
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: str = "batch") -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch") -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet18", input_shape, at_least=8)
         self.stem = conv3x3(channels, WIDTHS_18[0])
@@ -85,7 +85,7 @@ class ResNet18(Classifier):
 class PreActResNet18(Classifier):
     """Pre-activation ResNet-18 for images of about 32 x 32 (Johnson and Guestrin 2018 on SVHN and CIFAR)."""
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: str = "batch") -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch") -> None:
         super().__init__()
         channels, _, _ = image_shape("preact_resnet18", input_shape, at_least=8)
         self.stem = conv3x3(channels, WIDTHS_18[0])

@@ -5,20 +5,22 @@ Deviation: convolutions start He-normal, as in the original network; in their co
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
 from isbench.models.heads import Classifier
 from isbench.models.layers import conv1x1, conv3x3, image_shape, init_convolutions
-from isbench.models.norm import make_norm
+from isbench.models.norm import Norm, make_norm
 
 
 class WideBlock(nn.Module):
     """norm, ReLU, conv, dropout, norm, ReLU, conv; plus the input (projected if the shape changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm1 = make_norm(norm, in_channels)
@@ -46,9 +48,9 @@ class WideResNet(Classifier):
         input_shape: Sequence[int],
         num_classes: int,
         depth: int = 28,
-        width: int = 2,
-        norm: str = "layer",
-        dropout: float = 0.0,
+        width: Annotated[int, Ge(1)] = 2,
+        norm: Norm = "layer",
+        dropout: Annotated[float, Ge(0), Le(1)] = 0.0,
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("wide_resnet", input_shape, at_least=4)

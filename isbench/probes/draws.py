@@ -1,9 +1,10 @@
 """Which examples a sampler would draw least and most (Johnson and Guestrin 2018, Figure 1)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 
 from isbench.build import Parts
 from isbench.errors import ConfigError, Incompatible
@@ -22,13 +23,13 @@ class Draws(Probe):
         count: number of examples at either end.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: Annotated[int, Ge(1)]):
         self.count = count
 
     def allocate(self, parts: Parts) -> None:
         n = parts.dataset.num_examples
-        if not 1 <= self.count <= n:
-            raise ConfigError(f"probe.count={self.count}: must be from 1 to {n}, the size of the training set")
+        if self.count > n:
+            raise ConfigError(f"probe.count={self.count} is larger than the training set ({n} examples)")
         if parts.sampler.probabilities() is None:
             raise Incompatible(
                 f"probe=draws needs a sampler that has a probability for each example; {type(parts.sampler).__name__} "

@@ -13,19 +13,22 @@ their ratios less noisy.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
-from isbench.probes.scores import Fetch, check_signals, gradient_chunk, score
+from isbench.probes.scores import Fetch, gradient_chunk, score
 from isbench.samplers.base import categorical
+from isbench.signals import Score
 from isbench.training.evaluate import evaluation_mode
 from isbench.training.streams import derive_seed
 
+Count = Annotated[int, Ge(1)]
 UNIFORM = "uniform"
 
 
@@ -42,11 +45,7 @@ class GradientVariance(Probe):
         signals: names in `isbench.signals.SCORES`.
     """
 
-    def __init__(self, pool_size: int, batch_size: int, repeats: int, signals: list[str]):
-        for key, value in {"pool_size": pool_size, "batch_size": batch_size, "repeats": repeats}.items():
-            if value < 1:
-                raise ConfigError(f"probe.{key}={value}: must be at least 1")
-        check_signals(signals)
+    def __init__(self, pool_size: Count, batch_size: Count, repeats: Count, signals: list[Score]):
         self.pool_size = pool_size
         self.batch_size = batch_size
         self.repeats = repeats

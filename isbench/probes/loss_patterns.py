@@ -7,11 +7,12 @@ loss belongs to another state of the model. Here one model gives all losses, un-
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from isbench.build import Parts
@@ -44,13 +45,13 @@ class LossPatterns(Probe):
         bins: number of bins; 10 makes deciles.
     """
 
-    def __init__(self, bins: int):
+    def __init__(self, bins: Annotated[int, Ge(2), Le(MAX_BINS)]):
         self.bins = bins
 
     def allocate(self, parts: Parts) -> None:
-        most = min(MAX_BINS, parts.dataset.num_examples)
-        if not 2 <= self.bins <= most:
-            raise ConfigError(f"probe.bins={self.bins}: must be from 2 to {most}")
+        n = parts.dataset.num_examples
+        if self.bins > n:
+            raise ConfigError(f"probe.bins={self.bins} is larger than the training set ({n} examples)")
 
     def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
         dataset, progress = parts.dataset, parts.progress

@@ -9,16 +9,17 @@ pairs during an epoch, so every pair belongs to another state of the model. Here
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
 from isbench.progress_bar import ProgressBar
-from isbench.signals import FULL_GRADIENT, SCORES, per_example, per_example_gradient_norm
+from isbench.signals import FULL_GRADIENT, Score, per_example, per_example_gradient_norm
 from isbench.training.evaluate import evaluation_mode
 from isbench.training.streams import fixed_subset
 
@@ -35,15 +36,14 @@ class Scores(Probe):
         signals: names in `isbench.signals.SCORES`.
     """
 
-    def __init__(self, examples: int | None, signals: list[str]):
-        check_signals(signals)
+    def __init__(self, examples: Annotated[int, Ge(1)] | None, signals: list[Score]):
         self.examples = examples
         self.signals = signals
 
     def allocate(self, parts: Parts) -> None:
         n = parts.dataset.num_examples
-        if self.examples is not None and not 1 <= self.examples <= n:
-            raise ConfigError(f"probe.examples={self.examples}: must be from 1 to {n} (the training set), or null")
+        if self.examples is not None and self.examples > n:
+            raise ConfigError(f"probe.examples={self.examples} is larger than the training set ({n} examples)")
         self.subset = fixed_subset(n, self.examples).sort().values.to(parts.dataset.device)
 
     def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
@@ -52,13 +52,6 @@ class Scores(Probe):
         labels = parts.dataset.targets[self.subset]
         lists = {name: rounded(values) for name, values in scores.items()}
         return [{"index": self.subset.tolist(), "label": labels.tolist(), **lists}]
-
-
-def check_signals(signals: Sequence[str]) -> None:
-    """Raise `ConfigError` unless all signals are scores."""
-    for signal in signals:
-        if signal not in SCORES:
-            raise ConfigError(f"probe.signals={signal}: choose from {', '.join(SCORES)}")
 
 
 def gradient_chunk(parts: Parts) -> int:

@@ -6,20 +6,21 @@ l2(c)) equals weight_decay 2c, and (lambda / 2) |w|^2 equals weight_decay lambda
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Len, Lt
 from torch import nn
 
-from isbench.errors import ConfigError
+NotNegative = Annotated[float, Ge(0)]
+Decayed = Literal["all", "kernels"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decayed: str) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, decayed: Decayed) -> list[dict]:
     """Return the trainable parameters in groups, each with its weight decay."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if decayed == "all":
         return [{"params": trainable, "weight_decay": weight_decay}]
-    if decayed != "kernels":
-        raise ConfigError(f"optimizer.decayed={decayed}: choose all or kernels")
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
@@ -29,11 +30,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, decayed: str) -> lis
 
 def sgd(
     model: nn.Module,
-    lr: float,
-    momentum: float = 0.0,
+    lr: NotNegative,
+    momentum: NotNegative = 0.0,
     nesterov: bool = False,
-    weight_decay: float = 0.0,
-    decayed: str = "all",
+    weight_decay: NotNegative = 0.0,
+    decayed: Decayed = "all",
 ) -> torch.optim.Optimizer:
     """Return stochastic gradient descent over the trainable parameters of `model`."""
     groups = parameter_groups(model, weight_decay, decayed)
@@ -42,10 +43,10 @@ def sgd(
 
 def adam(
     model: nn.Module,
-    lr: float,
-    betas: Sequence[float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    decayed: str = "all",
+    lr: NotNegative,
+    betas: Annotated[Sequence[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)] = (0.9, 0.999),
+    weight_decay: NotNegative = 0.0,
+    decayed: Decayed = "all",
 ) -> torch.optim.Optimizer:
     """Return Adam (Kingma and Ba 2015) over the trainable parameters of `model`."""
     groups = parameter_groups(model, weight_decay, decayed)

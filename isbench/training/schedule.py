@@ -5,6 +5,9 @@ The fraction can pass 1 where a method's updates count for more than one (see `B
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from annotated_types import Gt, Lt
 
 from isbench.errors import ConfigError
 
@@ -16,10 +19,10 @@ def constant() -> Schedule:
     return lambda fraction: 1.0
 
 
-def step(milestones: Sequence[float], factor: float) -> Schedule:
+def step(milestones: Sequence[Annotated[float, Gt(0), Lt(1)]], factor: float) -> Schedule:
     """Return factor ** (number of milestones reached); milestones are fractions of the budget."""
-    if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
-        raise ConfigError(f"schedule.milestones={list(milestones)}: must rise, between 0 and 1")
+    if list(milestones) != sorted(milestones):
+        raise ConfigError(f"schedule.milestones={list(milestones)}: must rise")
     return lambda fraction: factor ** sum(fraction >= milestone for milestone in milestones)
 
 
