@@ -10,9 +10,7 @@ where it is at hand.
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,17 +19,15 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import yaml
 from pyarrow import parquet
 
 from isbench.config import locate
 from isbench.errors import UserError
+from isbench.explain import choices
+from isbench.grid.jobs import compose_grid
 from isbench.recording.record import ENDED, read_rows
-from isbench.report.inventory import INVENTORY
 from isbench.report.load import FILES, KEYS, Runs, last_looks, load_runs, read_results
 
-CHOICES = {experiment.id: f"{experiment.paper}/{experiment.id}" for experiment in INVENTORY} | {"demo": "demo"}
-CONF = Path("conf/experiment")
 FACTS = ("date", "isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores", "gpu")
 
 
@@ -43,8 +39,8 @@ def collect(folder: Path, out: Path) -> Runs:
     runs = load_runs(folder)
     starts = [row for path in sorted(folder.rglob("record.jsonl")) for row in read_rows(path) if row["kind"] == "start"]
     last = {row["run_id"]: row for row in starts}
-    choice = CHOICES.get(folder.name, folder.name)
-    commands = [_command(choice, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
+    choice = experiment_of(folder.name)
+    commands = [_command(choice or folder.name, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
     probes = _with_pictures(_last_lists(runs.probes), last)
     kept = replace(runs, runs=runs.runs.assign(command=commands), probes=probes)
     if (out / FILES[1]).is_file():
@@ -56,22 +52,15 @@ def collect(folder: Path, out: Path) -> Runs:
             # Without pandas' own metadata, which names versions.
             table = pa.Table.from_pandas(_compact(frame), preserve_index=False).replace_schema_metadata(None)
             parquet.write_table(table, out / name, compression="zstd", compression_level=19)
-    facts = {**provenance(kept.runs), "planned_runs": planned_runs(CONF / f"{choice}.yaml") or len(kept.runs)}
+    planned = kept.runs if choice is None else compose_grid([f"experiment={choice}"])[1]
+    facts = {**provenance(kept.runs), "planned_runs": len(planned)}
     (out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return kept
 
 
-def planned_runs(experiment: Path) -> int:
-    """Return how many runs an experiment's yaml plans: arms times values of params; 0 where there is no such file."""
-    if not experiment.is_file():
-        return 0
-    sweeper = yaml.safe_load(experiment.read_text(encoding="utf-8"))["hydra"]["sweeper"]
-    return math.prod([max(1, len(sweeper.get("arms", ()))), *map(_num_values, sweeper.get("params", {}).values())])
-
-
-def _num_values(sweep: Any) -> int:
-    numbers = re.fullmatch(r"range\((\d+)\)", str(sweep))
-    return int(numbers[1]) if numbers else len(str(sweep).split(","))
+def experiment_of(name: str) -> str | None:
+    """Return the choice of the group `experiment` whose runs are in a folder of this name, None if there is none."""
+    return next((choice for choice in choices("experiment") if choice.rpartition("/")[2] == name), None)
 
 
 def _command(choice: str, config: dict[str, Any]) -> str:
@@ -178,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
     given = parser.parse_args(arguments)
     try:
-        ids = given.ids or [name for name in CHOICES if (given.runs / name).is_dir()]
+        ids = given.ids or [path.stem for path in choices("experiment").values() if (given.runs / path.stem).is_dir()]
         if not ids:
             raise UserError(
                 f"{given.runs} holds no runs of an experiment: python -m isbench -m experiment=ID makes them"

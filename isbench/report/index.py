@@ -12,15 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from isbench.report.assets import CSS, FILTER, INDEX_CSS, document
-from isbench.report.inventory import Experiment
+from isbench.report.inventory import PAPERS, Experiment
 from isbench.report.load import FILES, read_results
 
-PAPERS = {
-    "sgds": ("SGD on Steroids", "Zakka 2018"),
-    "is": ("Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018"),
-    "impon": ("IMPON", "Ganapathiraman, Calderon and Joshi 2022"),
-    "rais": ("RAIS", "Johnson and Guestrin 2018"),
-}
 PLAIN = " =:/;,'()[]{}@!$*+?|"  # what stands for itself in the address of a picture
 KINDS = {  # of verdicts, as the style sheet calls them
     "reproduced": "finished",
