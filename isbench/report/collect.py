@@ -1,11 +1,11 @@
 """`python -m isbench.report.collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
 
 evaluations.parquet (a row per evaluation), runs.parquet (a row per run: settings, state, machine, versions, command),
-probes.parquet (only where a probe looked) and provenance.json. Equal records give equal bytes. Runs that have not ended
-enter as they are, so that what is kept half-way says so; collecting again rewrites, and keeps the runs whose folders
-are not here (they were collected elsewhere, or before). Of probe rows that hold a list per
-example only each run's last look is kept, which is what figures show. Pictures of examples are taken from the data set
-where it is at hand.
+probes.parquet (only where a probe measured) and provenance.json. Equal records give equal bytes. Runs that have not
+ended enter as they are, so that what is kept half-way says so; collecting again rewrites, and keeps the runs whose
+folders are not here (they were collected elsewhere, or before). Of probe rows that hold a list per example only those
+that each run measured last are kept, which is what figures show. Pictures of examples are taken from the data set where
+it is at hand.
 """
 
 import argparse
@@ -105,13 +105,13 @@ def _with_earlier(now: Runs, earlier: Runs) -> Runs:
 
 
 def _last_lists(probes: pd.DataFrame) -> pd.DataFrame:
-    """Keep the last look of each run of rows that hold lists."""
+    """Of rows that hold lists, keep those that each run measured last."""
     holds_list = probes.map(lambda value: isinstance(value, list)).any(axis=1)
     return probes[probes.index.isin(last_looks(probes).index) | ~holds_list]
 
 
 def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Add the pixels and shape of the examples in the last look of a `draws` probe, where the data set can be read."""
+    """Add pixels and shape of the examples that a `draws` probe found last, where the data set can be read."""
     if "rank" not in probes:
         return probes
     pixels: dict[Any, list[int]] = {}

@@ -60,7 +60,7 @@ class Experiment:
         paper: one of PAPERS, the folder of its yaml.
         shows: where it is published, and what it shows.
         cost: of all its runs.
-        claims: what the paper says, in the yaml by their texts.
+        claims: what the paper says; in the yaml by text, or by another name where two have the same `text`.
         figure: the function of isbench.report.drawings that draws it.
         needs: what a run needs beyond two cores and free data; empty if nothing.
         remarks: where our setting differs from the paper's, in the yaml by topic.
