@@ -28,6 +28,9 @@ from isbench.errors import ConfigError
 
 # Modules that moved after runs were recorded, and where they were: identities keep the old name, and both are found.
 MOVED = {"isbench.data.readers": "isbench.data.sources"}
+# Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
+# they stay out of the identity.
+ADDED: dict[str, dict[str, Any]] = {}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments
@@ -280,7 +283,9 @@ def _canonical(value: Any) -> Any:
         kept = {str(key): item for key, item in value.items() if key not in ("name", "download", "residency")}
         if "_target_" in kept:
             module, _, name = kept["_target_"].rpartition(".")
-            kept["_target_"] = f"{MOVED.get(module, module)}.{name}"
+            kept["_target_"] = target = f"{MOVED.get(module, module)}.{name}"
+            added = ADDED.get(target, {})
+            kept = {key: item for key, item in kept.items() if key not in added or item != added[key]}
         return {key: _canonical(item) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]

@@ -1,25 +1,27 @@
-"""Write the generated tables into README.md, or with --check say whether they are up to date."""
+"""Write the generated tables into README.md and docs/gpu.md, or with --check say whether they are up to date."""
 
 import inspect
 import json
 import re
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from isbench.cli import summary
 from isbench.config import locate
+from isbench.explain import summary
+from isbench.grid.jobs import compose_grid
 from isbench.report.index import tally
-from isbench.report.inventory import INVENTORY
+from isbench.report.inventory import experiments
+from isbench.report.load import describe
 from isbench.report.measures import headline
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = (ROOT / "README.md", ROOT / "docs" / "gpu.md")
 FACTS = ("Estimator", "Memory", "Cost", "Host reads")
-
-
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
 
 
@@ -37,7 +39,7 @@ def experiment_table() -> str:
     """Return a sentence on all, and one row per experiment that has been run: its first claim, how the others fared."""
     head = ("experiment", "claim (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for experiment in INVENTORY:
+    for experiment in experiments():
         path = ROOT / "results" / experiment.id / "verdicts.json"
         findings = json.loads(path.read_text()) if path.is_file() else []
         for found in findings[:1]:
@@ -52,7 +54,27 @@ def experiment_table() -> str:
                 ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return f"**{tally(INVENTORY, ROOT / 'results')}**\n\n" + "\n".join(lines)
+    return f"**{tally(experiments(), ROOT / 'results')}**\n\n" + "\n".join(lines)
+
+
+def gpu_table() -> str:
+    """Return one row per experiment that needs a GPU: what it shows, its runs, their budget and their cost."""
+    head = ("`experiment=`", "shows", "needs besides", "runs", "budget of a run", "minutes in all")
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for experiment in experiments():
+        if "a GPU" in experiment.needs:
+            choice, cost = f"{experiment.paper}/{experiment.id}", experiment.cost
+            _, jobs = compose_grid([f"experiment={choice}"])
+            cells = (
+                f"`{choice}`",
+                experiment.shows,
+                experiment.needs.removesuffix("a GPU").removesuffix(" and "),
+                str(len(jobs)),
+                describe(asdict(jobs[0].config.budget)),
+                f"{cost.minutes:g} on {cost.machine}" + (", estimated" if cost.is_estimate else ""),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def sampler_table() -> str:
@@ -86,28 +108,34 @@ def reliability_table() -> str:
     return f"**{headline(found)}**\n\n{markdown(found)}"
 
 
+TABLES = {
+    "demo": demo_table,
+    "experiments": experiment_table,
+    "gpu": gpu_table,
+    "performance": performance_table,
+    "reliability": reliability_table,
+    "samplers": sampler_table,
+}
+
+
 def filled(text: str) -> str:
-    """Return README's text with every generated block renewed."""
-    tables = {
-        "demo": demo_table(),
-        "experiments": experiment_table(),
-        "performance": performance_table(),
-        "reliability": reliability_table(),
-        "samplers": sampler_table(),
-    }
-    for name, table in tables.items():
-        text = re.sub(
-            rf"(<!-- {name} -->).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text, flags=re.DOTALL
-        )
-    return text
+    """Return a text with every generated block renewed."""
+    return re.sub(
+        rf"(<!-- ({'|'.join(TABLES)}) -->).*?(<!-- /\2 -->)",
+        lambda block: f"{block[1]}\n{TABLES[block[2]]()}\n{block[3]}",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    texts = {path: path.read_text() for path in FILES}
+    renewed = {path: filled(text) for path, text in texts.items()}
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if filled(text) == text else "README.md is out of date: run `python scripts/readme.py`")
-    readme.write_text(filled(text))
+        old = [path.name for path in FILES if renewed[path] != texts[path]]
+        sys.exit(f"out of date, run `python scripts/readme.py`: {', '.join(old)}" if old else 0)
+    for path, text in renewed.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

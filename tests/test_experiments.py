@@ -1,4 +1,4 @@
-"""The published tables and figures: each is one yaml and one row of the inventory, and every run of it can be had."""
+"""The published tables and figures: each is one yaml, what it says of itself holds, and every run of it can be had."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,25 +19,20 @@ from isbench.config import (
     config_folder,
     locate,
 )
+from isbench.errors import ConfigError
+from isbench.explain import choices
 from isbench.grid.jobs import Job, compose_grid
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.claims import QUANTITIES
 from isbench.report.drawings import DRAWINGS
-from isbench.report.inventory import INVENTORY, Experiment
+from isbench.report.inventory import PAPERS, Experiment, experiments, read
 from isbench.run import run
 from tests.conftest import TINY_POOLS
 from tests.pretend_gpu import pretend_gpu
 
 FOLDER = config_folder() / "experiment"
-PAPERS = ("sgds", "is", "impon", "rais")
 # What the program adds to the values of a yaml.
 GIVEN = {"dataset": {"data_dir"}, "model": {"input_shape", "num_classes"}, "optimizer": {"model"}}
-PROBES = {
-    "correlation": "scores",
-    "squared_error_ratio": "scores",
-    "relative_variance": "gradient_variance",
-    "share": "loss_patterns",
-}
 # Networks and samplers that another experiment brings together too.
 SAME_PATHS = {
     "is_cifar100",
@@ -56,7 +51,7 @@ SHAPES = {
     "pixel_mnist": [20, 1],
 }
 
-every_experiment = pytest.mark.parametrize("experiment", INVENTORY, ids=lambda experiment: experiment.id)
+every_experiment = pytest.mark.parametrize("experiment", experiments(), ids=lambda experiment: experiment.id)
 
 
 def yaml_of(experiment: Experiment) -> Path:
@@ -64,25 +59,75 @@ def yaml_of(experiment: Experiment) -> Path:
 
 
 @lru_cache
+def composed(choice: str) -> list[Job]:
+    return compose_grid([f"experiment={choice}"])[1]
+
+
 def jobs_of(experiment: Experiment) -> list[Job]:
     """Compose and check every run of an experiment."""
-    return compose_grid([f"experiment={experiment.paper}/{experiment.id}"])[1]
+    return composed(f"{experiment.paper}/{experiment.id}")
 
 
-def test_inventory_and_yamls_are_the_same_list() -> None:
-    files = [path for paper in PAPERS for path in (FOLDER / paper).iterdir()]
-    assert sorted(files) == sorted(map(yaml_of, INVENTORY))
-    assert len({experiment.id for experiment in INVENTORY}) == len(INVENTORY)
-    assert [PAPERS.index(each.paper) for each in INVENTORY] == sorted(PAPERS.index(each.paper) for each in INVENTORY)
+def test_every_yaml_is_an_experiment_of_a_paper_in_the_order_of_the_papers() -> None:
+    known = [f"{experiment.paper}/{experiment.id}" for experiment in experiments()]
+    assert sorted(known) == [choice for choice in choices("experiment") if choice != "demo"]
+    assert list(dict.fromkeys(experiment.paper for experiment in experiments())) == list(PAPERS)
+    assert known.index("is/is_pixel_mnist") < known.index("is/is_pool_size"), "Figure 9, then Figure 10"
 
 
 @every_experiment
-def test_the_yaml_says_what_it_is_how_to_run_it_and_what_it_costs(experiment: Experiment) -> None:
-    package, title, command, cost, *_ = yaml_of(experiment).read_text().splitlines()
-    assert package == "# @package _global_" and len(title) > 20
-    assert command == f"# python -m isbench -m experiment={experiment.paper}/{experiment.id}"
-    assert cost.startswith("# cost: ")
-    assert ("a GPU" in cost) == ("a GPU" in experiment.needs)
+def test_the_yaml_says_what_it_shows_and_where_its_cost_was_measured(experiment: Experiment) -> None:
+    package, title, first, *_ = yaml_of(experiment).read_text().splitlines()
+    assert package == "# @package _global_" and title == f"# {experiment.shows}" and not first.startswith("#")
+    assert 20 < len(experiment.shows) < 112
+    assert ("core" in experiment.cost.machine) != ("a GPU" in experiment.needs)
+
+
+def test_what_is_inherited_is_merged_field_by_field() -> None:
+    known = {experiment.id: experiment for experiment in experiments()}
+    published = {
+        name: {claim.text: claim.published for claim in known[name].claims} for name in ("is_cifar10", "is_cifar100")
+    }
+    assert list(published["is_cifar10"]) == list(published["is_cifar100"])
+    loss, error = list(published["is_cifar10"])[:2]
+    assert (published["is_cifar10"][loss], published["is_cifar10"][error]) == (10, None)
+    assert (published["is_cifar100"][loss], published["is_cifar100"][error]) == (None, 1.053)
+    assert known["impon_cifar10_small"].remarks.startswith("Batch size 128"), "of the base"
+    assert known["impon_cifar10_small"].remarks.endswith("for ResNet-18 and 30."), "its own"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("figure:", "figur:", "x.yaml: about.figur: unexpected keyword argument"),
+        ("minutes: 9", "minutes: few", "x.yaml: about.cost.minutes: input should be a valid number"),
+        ("arm: lenet", "arms: lenet", "x.yaml: about.claims.the norms, LeNet-5.arm"),
+        ("quantity: correlation", "quantity: corelation", "quantity corelation: did you mean correlation?"),
+        ("y: logit", "z: logit", "x.yaml: about.claims.the norms, LeNet-5: value error, of: "),
+        ("{minutes: 9", "{minutes: 9]", "x.yaml: about: while parsing a flow mapping"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_and_key(before: str, after: str, complaint: str, tmp_path: Path) -> None:
+    text = """# @package _global_
+# Figure 1: norms
+defaults:
+  - /base/one_core
+
+hydra:
+  sweeper:
+    about: |
+      figure: score_scatter
+      cost: {minutes: 9}
+      claims:
+        the norms, LeNet-5: {quantity: correlation, of: {x: loss, y: logit_gradient_norm}, arm: lenet}
+"""
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert read(path).cost.machine == "one core"
+    path.write_text(text.replace(before, after))
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
 @every_experiment
@@ -90,7 +135,7 @@ def test_every_run_belongs_to_its_experiment_and_fits_its_constructors(experimen
     jobs = jobs_of(experiment)
     assert {job.config.group for job in jobs} == {experiment.id}
     assert all(job.config.arm for job in jobs)
-    assert {job.config.numerics.engine for job in jobs} == {"auto" if "a GPU" in experiment.needs else "eager"}
+    assert all((job.config.numerics.engine == "eager") != ("a GPU" in experiment.needs) for job in jobs)
     seeds = [{job.config.seed for job in jobs if job.arm == arm} for arm in dict.fromkeys(job.arm for job in jobs)]
     assert all(own == seeds[0] for own in seeds)
     for job in jobs:
@@ -110,14 +155,16 @@ def test_claims_can_be_measured_on_the_axis_that_is_held_equal(experiment: Exper
     (unit,) = {job.config.budget.unit for job in jobs}
     assert experiment.figure in DRAWINGS
     for claim in experiment.claims:
-        name, *arguments = claim.quantity.split(":")
+        quantity = QUANTITIES[claim.quantity]
         assert claim.arm in arms and claim.axis in UNIT_COLUMNS
-        if QUANTITIES[name].is_paired:
+        if quantity.is_paired:
             assert claim.baseline in arms
-            assert claim.axis == unit or name == "time_overhead"
-        if name in PROBES:
-            assert {job.config.probe["name"] for job in jobs} == {PROBES[name]}
-            assert all(set(arguments) <= set(job.config.probe.get("signals", arguments)) for job in jobs)
+            assert claim.axis == unit or quantity.is_timed
+        if quantity.probe:
+            assert {job.config.probe["name"] for job in jobs} == {quantity.probe}
+            assert all(
+                set(claim.of.values()) <= set(job.config.probe.get("signals", claim.of.values())) for job in jobs
+            )
 
 
 def reduced(config: RunConfig, folder: Path) -> RunConfig:
@@ -150,7 +197,7 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    "experiment", [each for each in INVENTORY if each.id not in SAME_PATHS], ids=lambda experiment: experiment.id
+    "experiment", [each for each in experiments() if each.id not in SAME_PATHS], ids=lambda experiment: experiment.id
 )
 def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Experiment, tmp_path, monkeypatch) -> None:
     configs = [job.config for job in jobs_of(experiment)]

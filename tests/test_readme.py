@@ -1,16 +1,19 @@
-"""README's tables are generated, and what it tells a reader to type exists."""
+"""The tables of README and docs/gpu.md are generated, and what README tells a reader to type exists."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from scripts import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_generated_tables_are_up_to_date() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert readme.filled(text) == text, "run `python scripts/readme.py`"
+@pytest.mark.parametrize("path", readme.FILES, ids=lambda path: path.name)
+def test_generated_tables_are_up_to_date(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("<!-- /") and readme.filled(text) == text, "run `python scripts/readme.py`"
     assert "| ? |" not in text, "a sampler's docstring lacks one of its four lines"
 
 

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from isbench.report.claims import QUANTITIES, check, judge
-from isbench.report.inventory import Claim
+from isbench.report.claims import QUANTITIES, Claim, check, judge
 from isbench.report.load import load_runs
 from tests.report_samples import write_run
 
@@ -17,8 +16,8 @@ def falling(slope, final=20.0):
     return [(float(t), 0.9 - slope * t) for t in np.arange(0, final + 1)]
 
 
-def found(folder, quantity, arm="loss", published=None, **rest):
-    return check(Claim("a claim", quantity, arm, published, **rest), load_runs(folder))
+def found(folder, quantity, arm="loss", **rest):
+    return check(Claim(text="a claim", quantity=quantity, arm=arm, **rest), load_runs(folder))
 
 
 @pytest.fixture
@@ -123,30 +122,33 @@ def test_sentences_name_data_budget_seeds_and_hardware(three):
     assert "(loss against uniform): 22.0 points [17.0, 27.0] at equal seconds" in sentence
 
 
-def test_scores_are_compared_at_the_last_look(tmp_path):
+def test_scores_are_compared_as_last_measured(tmp_path):
     last = {"loss": [1.0, 2.0, 4.0], "bound": [1.0, 1.0, 2.0], "norm": [1.0, 2.0, 1.0]}
-    looks = {0: [{"loss": [1.0] * 3, "bound": [1.0] * 3, "norm": [3.0, 2.0, 1.0]}], 200: [last]}
+    probes = {0: [{"loss": [1.0] * 3, "bound": [1.0] * 3, "norm": [3.0, 2.0, 1.0]}], 200: [last]}
     for seed in range(2):
-        write_run(tmp_path, "loss", seed, falling(0.01), probes=looks)
-    assert found(tmp_path, "correlation:loss:bound").value == pytest.approx(np.corrcoef([1, 2, 4], [1, 1, 2])[0, 1])
+        write_run(tmp_path, "loss", seed, falling(0.01), probes=probes)
+    assert found(tmp_path, "correlation", of={"x": "loss", "y": "bound"}).value == pytest.approx(
+        np.corrcoef([1, 2, 4], [1, 1, 2])[0, 1]
+    )
     # p of loss (1, 2, 4) / 7, of bound (1, 1, 2) / 4, of norm (1, 2, 1) / 4
     over = (1 / 7 - 1 / 4) ** 2 + (2 / 7 - 2 / 4) ** 2 + (4 / 7 - 1 / 4) ** 2
-    assert found(tmp_path, "squared_error_ratio:loss:bound:norm").value == pytest.approx(over / (2 / 16))
+    scores = {"score": "loss", "other": "bound", "reference": "norm"}
+    assert found(tmp_path, "squared_error_ratio", of=scores).value == pytest.approx(over / (2 / 16))
 
 
-def test_relative_variance_leaves_the_first_look_out(tmp_path):
-    looks = {
+def test_relative_variance_leaves_the_first_measurement_out(tmp_path):
+    probes = {
         updates: [{"signal": "loss", "distance": 1.0, "relative": value}, {"signal": "uniform", "relative": 1.0}]
         for updates, value in ((0, 5.0), (100, 0.5), (200, 0.7))
     }
     for seed in range(2):
-        write_run(tmp_path, "loss", seed, falling(0.01), probes=looks)
-    finding = found(tmp_path, "relative_variance:loss")
+        write_run(tmp_path, "loss", seed, falling(0.01), probes=probes)
+    finding = found(tmp_path, "relative_variance", of={"signal": "loss"})
     assert finding.value == pytest.approx(0.6) and finding.verdict == "reproduced"  # less is what is claimed
 
 
-def test_shares_are_of_the_last_look_and_the_nearest_epoch(tmp_path):
-    looks = {
+def test_shares_are_those_last_measured_of_the_nearest_epoch(tmp_path):
+    probes = {
         updates: [
             {"first_epoch": first, "decile": decile, "share": updates / 1000 + first + decile / 100}
             for first in (0.0, 1.0005)
@@ -154,9 +156,9 @@ def test_shares_are_of_the_last_look_and_the_nearest_epoch(tmp_path):
         ]
         for updates in (100, 200)
     }
-    write_run(tmp_path, "loss", 0, falling(0.01), probes=looks)
-    assert found(tmp_path, "share:1:10").value == pytest.approx(0.2 + 1.0005 + 0.1)
-    assert found(tmp_path, "share:4:10").verdict == "not run"
+    write_run(tmp_path, "loss", 0, falling(0.01), probes=probes)
+    assert found(tmp_path, "share", of={"first_epoch": 1, "decile": 10}).value == pytest.approx(0.2 + 1.0005 + 0.1)
+    assert found(tmp_path, "share", of={"first_epoch": 4, "decile": 10}).verdict == "not run"
 
 
 @pytest.mark.parametrize(

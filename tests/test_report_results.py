@@ -2,27 +2,23 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import rc_context
-from omegaconf import OmegaConf
 
 from isbench.data.readers import mnist5k
 from isbench.errors import UserError
-from isbench.grid.jobs import expand
+from isbench.grid.jobs import compose_grid
 from isbench.report import __main__ as report
 from isbench.report import collect
 from isbench.report.curves import MATPLOTLIB
 from isbench.report.drawings import DRAWINGS
-from isbench.report.inventory import INVENTORY
+from isbench.report.inventory import experiments
 from isbench.report.load import load_runs, read_results
 from tests.report_samples import COMMIT, write_run
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 EPOCHS = {"budget": {"name": "epochs", "unit": "epochs", "limit": 3.2}}
 NORM, BOUND = "per_example_gradient_norm", "logit_gradient_norm"
 
@@ -122,14 +118,12 @@ def test_damaged_results_are_one_line(rais, damage, capsys):
     assert "rais_rot_mnist cannot be read, collect its runs again" in line
 
 
-def test_planned_runs_are_those_of_the_grid():
-    parser = OverridesParser.create()
-    for experiment in INVENTORY:
-        path = CONF / experiment.paper / f"{experiment.id}.yaml"
-        content = OmegaConf.load(path)
-        jobs = list(expand(parser, content.hydra.sweeper.get("arms", {}), content.hydra.sweeper.params, []))
-        assert collect.planned_runs(path) == len(jobs), experiment.id
-        assert content.group == experiment.id
+def test_planned_runs_are_those_of_the_grid(rais, tmp_path):
+    facts = json.loads((rais / "provenance.json").read_text())
+    assert facts["planned_runs"] == len(compose_grid(["experiment=rais/rais_rot_mnist"])[1]) == 15
+    grid(tmp_path / "mine")
+    collect.collect(tmp_path / "mine", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["planned_runs"] == 4, "of no experiment"
 
 
 def test_lists_are_kept_of_the_last_look_alone_and_in_32_bits(tmp_path):
@@ -232,10 +226,9 @@ def test_the_data_of_a_figure_are_means_over_seeds(rais):
 def test_the_index_lists_every_experiment_and_needs_no_network(rais):
     report.main(["--results", str(rais.parent)])
     page = (rais.parent / "index.html").read_text()
-    for experiment in INVENTORY:
+    for experiment in experiments():
         assert f'id="{experiment.id}"' in page and f"experiment={experiment.paper}/{experiment.id}<" in page
-    planned = collect.planned_runs(CONF / "rais" / "rais_rot_mnist.yaml")
-    assert page.count(f"4 of {planned} runs finished") == 2 and page.count("ready to run") > 1
+    assert page.count("4 of 15 runs finished") == 2 and page.count("ready to run") > 1
     assert page.count('<img alt="Figures 3 and 4 and Table 1, rot-MNIST, 15 epochs"') == 1
     links = re.findall(r'(?:src|href)="([^"]{1,30})', page)
     assert links and all(link.startswith(("#", "data:")) for link in links)

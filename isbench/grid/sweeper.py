@@ -30,9 +30,10 @@ class ArmSweeper(Sweeper):
     Args:
         arms: name -> overrides.
         params: key -> values, as on the command line.
+        about: what the experiment shows; it is not needed to run it, see isbench.report.inventory.
     """
 
-    def __init__(self, arms: Mapping[str, Sequence[str]], params: Mapping[str, Any]):
+    def __init__(self, arms: Mapping[str, Sequence[str]], params: Mapping[str, Any], about: str = ""):
         self.arms = arms
         self.params = params
 

@@ -17,7 +17,7 @@ from isbench.report.claims import check, claims_table, findings_json
 from isbench.report.curves import save
 from isbench.report.drawings import DRAWINGS, curves
 from isbench.report.index import render_index
-from isbench.report.inventory import INVENTORY, Experiment
+from isbench.report.inventory import Experiment, experiments
 from isbench.report.load import Runs, load_runs, read_results
 from isbench.report.measures import headline, summary_table
 from isbench.report.page import render_page
@@ -78,7 +78,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
 
     Raises UserError where an experiment is not collected.
     """
-    known = {experiment.id: experiment for experiment in INVENTORY}
+    known = {experiment.id: experiment for experiment in experiments()}
     for name in ids or sorted(path.parent.name for path in results.glob(f"*/{RUNS}")):
         out = results / name
         if name in known:
@@ -88,7 +88,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
             write_comparison(runs, summary_table(runs), out)
         print(f"wrote {out}", flush=True)
     index = results / "index.html"
-    index.write_text(render_index(INVENTORY, results), encoding="utf-8")
+    index.write_text(render_index(experiments(), results), encoding="utf-8")
     return index
 
 
@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.add_argument("--baseline", default="uniform", help="the sampler to compare with (default: uniform)")
     given = parser.parse_args(arguments)
     collected = {path.parent.name for path in given.results.glob(f"*/{RUNS}")}
-    known = {experiment.id for experiment in INVENTORY} | collected
     try:
+        known = {experiment.id for experiment in experiments()} | collected
         if given.target is not None and not 0 < given.target < 1:
             raise UserError(f"--target {given.target:g} must be a fraction between 0 and 1: 0.05 is 5 % test error")
         if known.issuperset(given.what):

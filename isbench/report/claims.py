@@ -5,26 +5,69 @@ Curves are interpolated between evaluations and never extrapolated. A claim that
 had the machine to themselves; only finished runs count, and for a speed-up diverged ones too, as misses.
 """
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
 
+from isbench.config import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
-from isbench.report.inventory import Claim
 from isbench.report.load import Runs
 from isbench.report.measures import geometric_interval, ratio_of, t_interval, time_to_target, value_at
 from isbench.report.tables import TIMES, number
+
+STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
+EQUAL = "at equal"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Claim:
+    """A published number, or the sign of a published difference, and how ours is measured.
+
+    Attributes:
+        text: what the paper reports, or what it leaves open.
+        quantity: one of QUANTITIES.
+        of: what that quantity has to be told besides, by name.
+        arm: whose number it is.
+        published: None where the paper has a plot, or its number could not be had; the claim is then the direction.
+        baseline: the arm that quantities of two arms compare with.
+        axis: what is held equal: seconds, updates, epochs or examples.
+        at: where on that axis; None is the end of the budget.
+        is_open: the paper says nothing on it; the verdict is then whether the arm is better than its baseline.
+    """
+
+    text: str
+    quantity: str
+    of: dict[str, str | float] = field(default_factory=dict)
+    arm: str
+    published: float | None = None
+    baseline: str = "uniform"
+    axis: str = "seconds"
+    at: float | None = None
+    is_open: bool = False
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"quantity {self.quantity}: {nearest(self.quantity, QUANTITIES)}")
+        try:
+            inspect.signature(QUANTITIES[self.quantity].measure).bind(None, None, self, **self.of)
+        except TypeError as error:
+            raise ValueError(f"of: {error}") from None
+        return self
 
 
 class Run(NamedTuple):
     """The evaluations and the probe rows of one run."""
 
     curve: pd.DataFrame
-    looks: pd.DataFrame
+    probed: pd.DataFrame
 
     def end(self, claim: Claim) -> float:
         """Return where on the claim's axis the run is judged when it stands alone."""
@@ -33,16 +76,25 @@ class Run(NamedTuple):
     def value(self, column: str, claim: Claim, place: float) -> float:
         return value_at(self.curve, place, column, UNIT_COLUMNS[claim.axis])
 
-    def last_look(self) -> pd.DataFrame:
-        return self.looks[self.looks["updates"] == self.looks["updates"].max()]
+    def last_probed(self) -> pd.DataFrame:
+        return self.probed[self.probed["updates"] == self.probed["updates"].max()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantity:
     """How a number is had from a run and its baseline of the same seed (`measure`), averaged, judged and written.
 
-    `neutral` is its value where there is no effect, None for numbers that are compared as they are. `gain` says on
-    which side of it a method is better: the direction claimed where a paper gives no number.
+    Attributes:
+        measure: of a run, the baseline's run (None without one), the claim, and what the claim says in `of`.
+        neutral: its value where there is no effect, None for numbers that are compared as they are.
+        gain: on which side of neutral a method is better: the direction claimed where a paper gives no number.
+        is_ratio: averaged as a logarithm.
+        is_paired: it needs the run of the baseline.
+        is_timed: it is made of seconds, whatever is held equal.
+        counts_misses: runs that diverged count, as 0.
+        probe: the probe whose rows it is measured on, instead of the evaluations.
+        held: how a sentence introduces the claim's axis, nothing where it plays no part.
+        scale, unit: how it is written.
     """
 
     measure: Callable[..., float]
@@ -50,6 +102,10 @@ class Quantity:
     gain: int = 1
     is_ratio: bool = False
     is_paired: bool = False
+    is_timed: bool = False
+    counts_misses: bool = False
+    probe: str | None = None
+    held: str = ""
     scale: float = 1.0
     unit: str = ""
 
@@ -71,12 +127,12 @@ def _both(column: str) -> Callable[..., tuple[float, float]]:
     return values
 
 
-def _ratio(column: str) -> Callable[..., float]:
+def _ratio(column: str) -> Quantity:
     def ratio(run: Run, baseline: Run, claim: Claim) -> float:
         own, other = _both(column)(run, baseline, claim)
         return ratio_of(other, own)
 
-    return ratio
+    return Quantity(measure=ratio, neutral=1, is_ratio=True, is_paired=True, held=EQUAL, unit=TIMES)
 
 
 def _error_difference(run: Run, baseline: Run, claim: Claim) -> float:
@@ -108,52 +164,54 @@ def _time_overhead(run: Run, baseline: Run, claim: Claim) -> float:
     return own / other - 1
 
 
-def _correlation(run: Run, baseline: None, claim: Claim, one: str, other: str) -> float:
-    look = run.last_look().iloc[0]
-    return float(np.corrcoef(look[one], look[other])[0, 1])
+def _correlation(run: Run, baseline: None, claim: Claim, x: str, y: str) -> float:
+    scores = run.last_probed().iloc[0]
+    return float(np.corrcoef(scores[x], scores[y])[0, 1])
 
 
-def _squared_error_ratio(run: Run, baseline: None, claim: Claim, one: str, other: str, reference: str) -> float:
-    look = run.last_look().iloc[0]
+def _squared_error_ratio(run: Run, baseline: None, claim: Claim, score: str, other: str, reference: str) -> float:
+    scores = run.last_probed().iloc[0]
     p, q, r = (
-        np.asarray(look[name], dtype=float) / np.sum(look[name], dtype=float) for name in (one, other, reference)
+        np.asarray(scores[name], dtype=float) / np.sum(scores[name], dtype=float) for name in (score, other, reference)
     )
     return float(((p - r) ** 2).sum() / ((q - r) ** 2).sum())
 
 
 def _relative_variance(run: Run, baseline: None, claim: Claim, signal: str) -> float:
-    later = run.looks[run.looks["updates"] > run.looks["updates"].min()]
+    later = run.probed[run.probed["updates"] > run.probed["updates"].min()]
     return float(later.loc[later["signal"] == signal, "relative"].mean())
 
 
-def _share(run: Run, baseline: None, claim: Claim, first_epoch: str, decile: str) -> float:
-    look = run.last_look()
-    look = look[look["decile"] == int(decile)]
-    is_first = look["first_epoch"].round().eq(float(first_epoch))  # an epoch need not be a whole number of updates
-    return float(look.loc[is_first, "share"].mean())
+def _share(run: Run, baseline: None, claim: Claim, first_epoch: float, decile: float) -> float:
+    rows = run.last_probed()
+    rows = rows[rows["decile"] == decile]
+    is_first = rows["first_epoch"].round().eq(first_epoch)  # an epoch need not be a whole number of updates
+    return float(rows.loc[is_first, "share"].mean())
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "test_error": Quantity(_own("test_error"), scale=100, unit="%"),
-    "train_loss": Quantity(_own("train_loss")),
-    "objective": Quantity(_own("objective")),
-    "test_loss": Quantity(_own("test_loss")),
-    "objective_ratio": Quantity(_ratio("objective"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
-    "train_loss_ratio": Quantity(_ratio("train_loss"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
-    "test_error_ratio": Quantity(_ratio("test_error"), neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
-    "test_error_difference": Quantity(_error_difference, neutral=0, is_paired=True, unit=" points"),
-    "speedup": Quantity(_speedup, neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
-    "epochs_equivalent": Quantity(_epochs_equivalent),
-    "gain_ratio": Quantity(_gain_ratio, neutral=1, is_ratio=True),
-    "time_overhead": Quantity(_time_overhead, is_paired=True, scale=100, unit="%"),
-    "correlation": Quantity(_correlation, neutral=0),
-    "squared_error_ratio": Quantity(_squared_error_ratio, neutral=1, is_ratio=True, unit=TIMES),
-    "relative_variance": Quantity(_relative_variance, neutral=1, gain=-1, is_ratio=True),
-    "share": Quantity(_share, scale=100, unit="%"),
+    "test_error": Quantity(measure=_own("test_error"), scale=100, unit="%"),
+    "train_loss": Quantity(measure=_own("train_loss")),
+    "objective": Quantity(measure=_own("objective")),
+    "test_loss": Quantity(measure=_own("test_loss")),
+    "objective_ratio": _ratio("objective"),
+    "train_loss_ratio": _ratio("train_loss"),
+    "test_error_ratio": _ratio("test_error"),
+    "test_error_difference": Quantity(measure=_error_difference, neutral=0, is_paired=True, held=EQUAL, unit=" points"),
+    "speedup": Quantity(
+        measure=_speedup, neutral=1, is_ratio=True, is_paired=True, counts_misses=True, held="in", unit=TIMES
+    ),
+    "epochs_equivalent": Quantity(measure=_epochs_equivalent),
+    "gain_ratio": Quantity(measure=_gain_ratio, neutral=1, is_ratio=True),
+    "time_overhead": Quantity(measure=_time_overhead, is_paired=True, is_timed=True, scale=100, unit="%"),
+    "correlation": Quantity(measure=_correlation, neutral=0, probe="scores"),
+    "squared_error_ratio": Quantity(measure=_squared_error_ratio, neutral=1, is_ratio=True, probe="scores", unit=TIMES),
+    "relative_variance": Quantity(
+        measure=_relative_variance, neutral=1, gain=-1, is_ratio=True, probe="gradient_variance"
+    ),
+    "share": Quantity(measure=_share, probe="loss_patterns", scale=100, unit="%"),
 }
 OPEN = {"reproduced": "better", "opposite sign": "worse", "not reproduced": "no difference shown"}  # claims of no paper
-HELD = {"speedup": " in {}{}", "time_overhead": ""}
-PROBED = ("correlation", "squared_error_ratio", "relative_variance", "share")
 
 
 class Finding(NamedTuple):
@@ -173,7 +231,7 @@ class Finding(NamedTuple):
 
     @property
     def quantity(self) -> Quantity:
-        return QUANTITIES[self.claim.quantity.partition(":")[0]]
+        return QUANTITIES[self.claim.quantity]
 
     def ours(self) -> str:
         """Write our number with its interval."""
@@ -195,17 +253,16 @@ class Finding(NamedTuple):
 
 def check(claim: Claim, runs: Runs) -> Finding:
     """Measure a claim on every seed that has what it needs, and judge it."""
-    name, *arguments = claim.quantity.split(":")
-    quantity = QUANTITIES[name]
-    is_timed = name == "time_overhead" or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
-    statuses = ENDED if name == "speedup" else ("finished",)
+    quantity = QUANTITIES[claim.quantity]
+    is_timed = quantity.is_timed or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
+    statuses = ENDED if quantity.counts_misses else ("finished",)
     involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
     usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
-    arms = _by_seed(runs, usable[usable["arm"].eq(claim.arm) & usable["status"].isin(statuses)], name in PROBED)
+    arms = _by_seed(runs, usable[usable["arm"].eq(claim.arm) & usable["status"].isin(statuses)], quantity.probe)
     finished = usable[usable["arm"].eq(claim.baseline) & usable["status"].eq("finished")]
-    baselines = _by_seed(runs, finished, False) if quantity.is_paired else dict.fromkeys(arms)
+    baselines = _by_seed(runs, finished, None) if quantity.is_paired else dict.fromkeys(arms)
     values = np.array(
-        [quantity.measure(run, baselines[key], claim, *arguments) for key, run in arms.items() if key in baselines]
+        [quantity.measure(run, baselines[key], claim, **claim.of) for key, run in arms.items() if key in baselines]
     )
     values = values[~np.isnan(values)]
     if quantity.is_ratio:
@@ -217,7 +274,7 @@ def check(claim: Claim, runs: Runs) -> Finding:
         "did not count (diverged, failed or unfinished)": (~involved["status"].isin(statuses)).sum(),
         "shared the machine": len(involved) - len(usable),
     }
-    misses = int((values == 0).sum()) if name == "speedup" else 0
+    misses = int((values == 0).sum()) if quantity.counts_misses else 0
     verdict = judge(quantity, claim.published, low, high, len(values))
     verdict = OPEN.get(verdict, verdict) if claim.is_open else verdict
     if not len(values) and left_out["shared the machine"]:
@@ -245,14 +302,14 @@ def judge(quantity: Quantity, published: float | None, low: float, high: float, 
     return "reproduced" if is_reached else "same direction, smaller"
 
 
-def _by_seed(runs: Runs, chosen: pd.DataFrame, probed: bool) -> dict[tuple[str, str, int], Run]:
-    """Return the runs that have evaluations (and probe rows, if asked for), by data set, model and seed."""
+def _by_seed(runs: Runs, chosen: pd.DataFrame, probe: str | None) -> dict[tuple[str, str, int], Run]:
+    """Return the runs that have evaluations (rows of a probe, where one is named), by data set, model and seed."""
     found = {}
     for _, run in chosen.iterrows():
         curve = runs.rows[runs.rows["run_id"] == run["run_id"]]
-        looks = runs.probes[runs.probes["run_id"] == run["run_id"]]
-        if len(looks if probed else curve):
-            found[run["dataset"], run["model"], run["seed"]] = Run(curve, looks)
+        probed = runs.probes[runs.probes["run_id"] == run["run_id"]]
+        if len(probed if probe else curve):
+            found[run["dataset"], run["model"], run["seed"]] = Run(curve, probed)
     return found
 
 
@@ -263,7 +320,7 @@ def _sentence(finding: Finding, involved: pd.DataFrame, left_out: dict[str, int]
     if not finding.n:
         return f"{text}: {finding.verdict}{f' ({without})' if without else ''}."
     place = "" if claim.at is None else f" ({claim.at:g})"
-    held = HELD.get(claim.quantity, " at equal {}{}" if finding.quantity.is_paired else "").format(claim.axis, place)
+    held = f" {finding.quantity.held} {claim.axis}{place}" if finding.quantity.held else ""
     setting = f"On {setting_of(involved, finding.n)}: {text}: {finding.ours()}{held}"
     published = f", published {finding.published()}" if claim.published is not None else ""
     verdict = "one seed, no interval" if finding.verdict == "one seed" else finding.verdict
@@ -307,7 +364,7 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
     """Return findings as plain values, numbers to six significant digits, those that are not finite as null."""
     return [
         {
-            **vars(finding.claim),
+            **asdict(finding.claim),
             **{key: _plain(getattr(finding, key)) for key in ("value", "low", "high")},
             "n": finding.n,
             "misses": finding.misses,

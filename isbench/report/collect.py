@@ -1,18 +1,16 @@
 """`python -m isbench.report.collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
 
 evaluations.parquet (a row per evaluation), runs.parquet (a row per run: settings, state, machine, versions, command),
-probes.parquet (only where a probe looked) and provenance.json. Equal records give equal bytes. Runs that have not ended
-enter as they are, so that what is kept half-way says so; collecting again rewrites, and keeps the runs whose folders
-are not here (they were collected elsewhere, or before). Of probe rows that hold a list per
-example only each run's last look is kept, which is what figures show. Pictures of examples are taken from the data set
-where it is at hand.
+probes.parquet (only where a probe measured) and provenance.json. Equal records give equal bytes. Runs that have not
+ended enter as they are, so that what is kept half-way says so; collecting again rewrites, and keeps the runs whose
+folders are not here (they were collected elsewhere, or before). Of probe rows that hold a list per example only those
+that each run measured last are kept, which is what figures show. Pictures of examples are taken from the data set where
+it is at hand.
 """
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,18 +19,16 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import yaml
 from pyarrow import parquet
 
 from isbench.config import locate
 from isbench.errors import UserError
+from isbench.explain import choices
 from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
+from isbench.grid.jobs import compose_grid
 from isbench.recording.record import ENDED, read_rows
-from isbench.report.inventory import INVENTORY
 from isbench.report.load import KEYS, Runs, last_looks, load_runs, read_results
 
-CHOICES = {experiment.id: f"{experiment.paper}/{experiment.id}" for experiment in INVENTORY} | {"demo": "demo"}
-CONF = Path("conf/experiment")
 FACTS = ("date", "isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores", "gpu")
 
 
@@ -44,8 +40,8 @@ def collect(folder: Path, out: Path) -> Runs:
     runs = load_runs(folder)
     starts = [row for path in sorted(folder.rglob(RECORD)) for row in read_rows(path) if row["kind"] == "start"]
     last = {row["run_id"]: row for row in starts}
-    choice = CHOICES.get(folder.name, folder.name)
-    commands = [_command(choice, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
+    choice = experiment_of(folder.name)
+    commands = [_command(choice or folder.name, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
     probes = _with_pictures(_last_lists(runs.probes), last)
     kept = replace(runs, runs=runs.runs.assign(command=commands), probes=probes)
     if (out / RUNS).is_file():
@@ -57,22 +53,15 @@ def collect(folder: Path, out: Path) -> Runs:
             # Without pandas' own metadata, which names versions.
             table = pa.Table.from_pandas(_compact(frame), preserve_index=False).replace_schema_metadata(None)
             parquet.write_table(table, out / name, compression="zstd", compression_level=19)
-    facts = {**provenance(kept.runs), "planned_runs": planned_runs(CONF / f"{choice}.yaml") or len(kept.runs)}
+    planned = kept.runs if choice is None else compose_grid([f"experiment={choice}"])[1]
+    facts = {**provenance(kept.runs), "planned_runs": len(planned)}
     (out / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return kept
 
 
-def planned_runs(experiment: Path) -> int:
-    """Return how many runs an experiment's yaml plans: arms times values of params; 0 where there is no such file."""
-    if not experiment.is_file():
-        return 0
-    sweeper = yaml.safe_load(experiment.read_text(encoding="utf-8"))["hydra"]["sweeper"]
-    return math.prod([max(1, len(sweeper.get("arms", ()))), *map(_num_values, sweeper.get("params", {}).values())])
-
-
-def _num_values(sweep: Any) -> int:
-    numbers = re.fullmatch(r"range\((\d+)\)", str(sweep))
-    return int(numbers[1]) if numbers else len(str(sweep).split(","))
+def experiment_of(name: str) -> str | None:
+    """Return the choice of the group `experiment` whose runs are in a folder of this name, None if there is none."""
+    return next((choice for choice in choices("experiment") if choice.rpartition("/")[2] == name), None)
 
 
 def _command(choice: str, config: dict[str, Any]) -> str:
@@ -117,13 +106,13 @@ def _with_earlier(now: Runs, earlier: Runs) -> Runs:
 
 
 def _last_lists(probes: pd.DataFrame) -> pd.DataFrame:
-    """Keep the last look of each run of rows that hold lists."""
+    """Of rows that hold lists, keep those that each run measured last."""
     holds_list = probes.map(lambda value: isinstance(value, list)).any(axis=1)
     return probes[probes.index.isin(last_looks(probes).index) | ~holds_list]
 
 
 def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Add the pixels and shape of the examples in the last look of a `draws` probe, where the data set can be read."""
+    """Add pixels and shape of the examples that a `draws` probe found last, where the data set can be read."""
     if "rank" not in probes:
         return probes
     pixels: dict[Any, list[int]] = {}
@@ -179,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
     given = parser.parse_args(arguments)
     try:
-        ids = given.ids or [name for name in CHOICES if (given.runs / name).is_dir()]
+        ids = given.ids or [path.stem for path in choices("experiment").values() if (given.runs / path.stem).is_dir()]
         if not ids:
             raise UserError(
                 f"{given.runs} holds no runs of an experiment: python -m isbench -m experiment=ID makes them"

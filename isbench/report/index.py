@@ -11,16 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from isbench.files import PROVENANCE, RUNS, VERDICTS
-from isbench.report.inventory import Experiment
+from isbench.report.inventory import PAPERS, Experiment
 from isbench.report.load import read_results
 from isbench.report.templates import render
 
-PAPERS = {
-    "sgds": ("SGD on Steroids", "Zakka 2018"),
-    "is": ("Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018"),
-    "impon": ("IMPON", "Ganapathiraman, Calderon and Joshi 2022"),
-    "rais": ("RAIS", "Johnson and Guestrin 2018"),
-}
 KINDS = {  # of verdicts, as the style sheet calls them
     "reproduced": "finished",
     "agrees": "finished",
