@@ -29,7 +29,7 @@ from isbench.errors import UserError
 from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
 from isbench.recording.record import ENDED, read_rows
 from isbench.report.inventory import INVENTORY
-from isbench.report.load import KEYS, Runs, last_looks, load_runs, read_results
+from isbench.report.load import KEYS, Runs, last_measurements, load_runs, read_results
 
 CHOICES = {experiment.id: f"{experiment.paper}/{experiment.id}" for experiment in INVENTORY} | {"demo": "demo"}
 CONF = Path("conf/experiment")
@@ -119,7 +119,7 @@ def _with_earlier(now: Runs, earlier: Runs) -> Runs:
 def _last_lists(probes: pd.DataFrame) -> pd.DataFrame:
     """Keep the last look of each run of rows that hold lists."""
     holds_list = probes.map(lambda value: isinstance(value, list)).any(axis=1)
-    return probes[probes.index.isin(last_looks(probes).index) | ~holds_list]
+    return probes[probes.index.isin(last_measurements(probes).index) | ~holds_list]
 
 
 def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -128,7 +128,7 @@ def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> p
         return probes
     pixels: dict[Any, list[int]] = {}
     shapes: dict[Any, list[int]] = {}
-    for run_id, chosen in last_looks(probes).groupby("run_id"):
+    for run_id, chosen in last_measurements(probes).groupby("run_id"):
         try:
             images = _training_images(starts[str(run_id)])
         except UserError as error:

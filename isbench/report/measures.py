@@ -16,12 +16,7 @@ from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 
 AT_EQUAL_SECONDS = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
-OTHERS = {
-    "slower": "slower",
-    "no difference shown": "without a difference shown",
-    "undecided": "undecided",
-    "not compared": "not compared",
-}
+OUTCOMES = ("faster", "slower", "no difference shown", "undecided", "not compared")
 
 
 class Interval(NamedTuple):
@@ -156,17 +151,14 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
 
 
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
-    error, loss = t_interval(mine["test_error"]), t_interval(mine["train_loss"])
-    difference = t_interval((mine["test_error"] - reference["test_error"]).dropna())
+    difference = (mine["test_error"] - reference["test_error"]).dropna()
+    intervals: dict[str, float] = {}
+    for name, values in {**mine[["test_error"]], "error_difference": difference, **mine[["train_loss"]]}.items():
+        intervals[name], intervals[f"{name}_half_width"], _ = t_interval(values)
     speedup = speedup_over(reference["time"], mine["time"])
     return {
-        "n": error.n,
-        "test_error": error.mean,
-        "test_error_half_width": error.half_width,
-        "error_difference": difference.mean,
-        "error_difference_half_width": difference.half_width,
-        "train_loss": loss.mean,
-        "train_loss_half_width": loss.half_width,
+        "n": int(mine["test_error"].count()),
+        **intervals,
         "seconds_to_target": float(mine["time"].median()),
         "misses": int(np.isinf(mine["time"]).sum()),
         "speedup": speedup.ratio,
@@ -234,7 +226,7 @@ def headline(table: pd.DataFrame) -> str:
     where, what = " with ".join(settings.iloc[0]), "samplers"
     if len(settings) > 1:
         where, what = f"{len(settings)} pairs of data set and model", "comparisons"
-    counts = {name: int((outcomes == name).sum()) for name in ("faster", *OTHERS)}
+    counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
     if not counts["faster"]:
         first = f"no sampler is shown to reach the target error in less time than {baseline}"
     else:
@@ -244,5 +236,5 @@ def headline(table: pd.DataFrame) -> str:
             f"{best['arm']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
             f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
         )
-    others = [f"{counts[name]} {label}" for name, label in OTHERS.items() if counts[name]]
+    others = [f"{counts[name]} {name.replace('no ', 'without a ')}" for name in OUTCOMES[1:] if counts[name]]
     return f"On {where}, {first}" + (f"; {', '.join(others)}." if others else ".")

@@ -1,7 +1,6 @@
 """Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by pages and tables."""
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -124,14 +123,10 @@ def markdown(table: pd.DataFrame) -> str:
 def latex(table: pd.DataFrame) -> str:
     """Return a booktabs tabular."""
     text = table.to_markdown(index=False, disable_numparse=True, tablefmt="latex_booktabs")
-    symbols: dict[str, Any] = {
-        MINUS: "$-$",
-        TIMES: r"$\times$",
-        PLUS_MINUS: r"$\pm$",
-        DASH: "--",
-        "\N{INFINITY}": r"$\infty$",
-    }
-    return text.translate(str.maketrans(symbols)) + "\n"
+    symbols = {TIMES: r"$\times$", PLUS_MINUS: r"$\pm$", MINUS: "$-$", DASH: "--", "\N{INFINITY}": r"$\infty$"}
+    for symbol, command in symbols.items():
+        text = text.replace(symbol, command)
+    return text + "\n"
 
 
 def _percent(row: pd.Series, name: str) -> str:
