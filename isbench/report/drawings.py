@@ -282,15 +282,5 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("per example ", "")
 
 
-DRAWINGS: dict[str, Drawing] = {
-    drawing.__name__: drawing
-    for drawing in (
-        curves,
-        overhead_and_gain,
-        gradient_variance,
-        loss_patterns,
-        score_scatter,
-        probability_scatter,
-        examples,
-    )
-}
+_ALL = (curves, overhead_and_gain, gradient_variance, loss_patterns, score_scatter, probability_scatter, examples)
+DRAWINGS: dict[str, Drawing] = {drawing.__name__: drawing for drawing in _ALL}
