@@ -13,10 +13,10 @@ from isbench.report.__main__ import main
 from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
 from isbench.report.load import describe, load_runs
 from isbench.report.measures import (
+    compare_arms,
     headline,
     outcome,
     speedup_over,
-    summary_table,
     t_interval,
     time_to_target,
     value_at,
@@ -90,8 +90,8 @@ def test_speedup_is_the_geometric_mean_of_paired_ratios():
 @pytest.mark.parametrize(
     ("baseline", "method", "ratio", "misses"),
     [
-        ([10, 10], [5, math.inf], 0.0, 1),
-        ([10, math.inf], [5, 5], math.inf, 0),
+        ([10, 10], [5, math.inf], 0.0, 0),
+        ([10, math.inf], [5, 5], math.inf, 1),
         ([10, math.inf], [5, math.inf], math.nan, 1),
         ([math.inf, 10], [5, math.inf], math.nan, 1),
     ],
@@ -99,7 +99,7 @@ def test_speedup_is_the_geometric_mean_of_paired_ratios():
 def test_misses_leave_no_interval(baseline, method, ratio, misses):
     result = speedup_over(pd.Series(baseline, dtype=float), pd.Series(method, dtype=float))
     assert result.ratio == pytest.approx(ratio, nan_ok=True)
-    assert result.misses == misses
+    assert result.baseline_misses == misses
     assert math.isnan(result.low) and math.isnan(result.high)
 
 
@@ -109,7 +109,7 @@ def test_ties_are_a_ratio_of_one():
 
 
 def test_a_method_twice_as_fast(twice):
-    table = summary_table(load_runs(twice))
+    table = compare_arms(load_runs(twice))
     uniform, loss = rows_of(table, "uniform"), rows_of(table, "loss")
     assert loss["speedup"] == pytest.approx(2) and loss["speedup_low"] == pytest.approx(2)
     assert uniform["speedup"] == 1
@@ -130,7 +130,7 @@ def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
     write_run(tmp_path, "loss", 0, line(0.01, final=12))
     write_run(tmp_path, "rais", 0, line(0.01, final=3), status="diverged")
     write_run(tmp_path, "impon", 0, line(0.01, final=5), status=None)
-    table = summary_table(load_runs(tmp_path))
+    table = compare_arms(load_runs(tmp_path))
     assert (table["seconds"] == 12).all()
     assert rows_of(table, "uniform")["test_error"] == pytest.approx(0.78)
     rais = rows_of(table, "rais")
@@ -142,7 +142,7 @@ def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
 
 def test_a_miss_is_counted_and_undecided(twice):
     write_run(twice, "loss", 0, line(0.002))  # replaces the fast one
-    row = rows_of(summary_table(load_runs(twice)), "loss")
+    row = rows_of(compare_arms(load_runs(twice)), "loss")
     assert row["misses"] == 1 and row["speedup"] == 0 and math.isnan(row["speedup_low"])
     assert "missed in 1 of its runs and in 0 of 3 runs of uniform" in verdict(row)
 
@@ -150,7 +150,7 @@ def test_a_miss_is_counted_and_undecided(twice):
 def test_one_seed_claims_nothing(tmp_path):
     write_run(tmp_path, "uniform", 0, line(0.01))
     write_run(tmp_path, "loss", 0, line(0.02))
-    table = summary_table(load_runs(tmp_path))
+    table = compare_arms(load_runs(tmp_path))
     row = rows_of(table, "loss")
     assert row["speedup"] == pytest.approx(2)
     assert "one seed gives no interval" in verdict(row)
@@ -164,12 +164,12 @@ def test_outcome_follows_the_interval(tmp_path, slopes, expected):
     for seed, slope in enumerate(slopes):
         write_run(tmp_path, "uniform", seed, line(0.015, final=20))
         write_run(tmp_path, "loss", seed, line(slope, final=100))
-    assert outcome(rows_of(summary_table(load_runs(tmp_path)), "loss")) == expected
+    assert outcome(rows_of(compare_arms(load_runs(tmp_path)), "loss")) == expected
 
 
 def test_a_given_target_needs_no_baseline(tmp_path):
     write_run(tmp_path, "loss", 0, line(0.02))
-    table = summary_table(load_runs(tmp_path), target=0.7)
+    table = compare_arms(load_runs(tmp_path), target=0.7)
     assert table["seconds_to_target"].iloc[0] == pytest.approx(10)
     assert headline(table).startswith("Nothing to compare yet")
 
@@ -209,7 +209,7 @@ def test_a_run_that_shared_the_machine_is_not_compared_by_seconds(twice):
     write_run(twice, "uniform", 3, line(0.010), concurrent_runs=1)
     write_run(twice, "loss", 3, line(0.020), concurrent_runs=2)
     runs = load_runs(twice)
-    row = rows_of(summary_table(runs), "loss")
+    row = rows_of(compare_arms(runs), "loss")
     assert (row["n"], row["speedup_n"], row["not_counted"]) == (3, 3, 1)
     assert any("1 runs shared the machine" in line for line in disagreements(runs.runs))
     (comparison,) = comparisons(runs)

@@ -19,9 +19,9 @@ from isbench.report.drawings import DRAWINGS, curves
 from isbench.report.index import render_index
 from isbench.report.inventory import Experiment, experiments
 from isbench.report.load import Runs, load_runs, read_results
-from isbench.report.measures import headline, summary_table
+from isbench.report.measures import compare_arms, headline
 from isbench.report.page import render_page
-from isbench.report.tables import arms_table, latex, markdown, to_markdown
+from isbench.report.tables import arms_table, comparison_markdown, latex, markdown
 
 
 def report(
@@ -34,7 +34,7 @@ def report(
         known = ", ".join(sorted(set(runs.runs["arm"])))
         print(f"no runs of the baseline {baseline}: speed-ups stay empty (samplers here: {known})", flush=True)
     print(f"read {len(runs.runs)} runs with {len(runs.rows)} evaluations", flush=True)
-    table = summary_table(runs, baseline, target)
+    table = compare_arms(runs, baseline, target)
     print(headline(table), flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def report(
 
 def write_comparison(runs: Runs, table: pd.DataFrame, out: Path) -> None:
     """Write a comparison at equal seconds: table.md, table.csv, curves.png and curves.svg."""
-    (out / "table.md").write_text(to_markdown(table), encoding="utf-8")
+    (out / "table.md").write_text(comparison_markdown(table), encoding="utf-8")
     table.to_csv(out / "table.csv", index=False, lineterminator="\n", float_format="%.6g")
     save(curves, runs, out / "curves", ("png", "svg"))
 
@@ -85,7 +85,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
             write_experiment(known[name], out)
         else:
             runs = read_results(out)
-            write_comparison(runs, summary_table(runs), out)
+            write_comparison(runs, compare_arms(runs), out)
         print(f"wrote {out}", flush=True)
     index = results / "index.html"
     index.write_text(render_index(experiments(), results), encoding="utf-8")

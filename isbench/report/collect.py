@@ -27,7 +27,7 @@ from isbench.explain import choices
 from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
 from isbench.grid.jobs import compose_grid
 from isbench.recording.record import ENDED, read_rows
-from isbench.report.load import KEYS, Runs, last_looks, load_runs, read_results
+from isbench.report.load import KEYS, Runs, last_measurements, load_runs, read_results
 
 FACTS = ("date", "isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores", "gpu")
 
@@ -108,7 +108,7 @@ def _with_earlier(now: Runs, earlier: Runs) -> Runs:
 def _last_lists(probes: pd.DataFrame) -> pd.DataFrame:
     """Of rows that hold lists, keep those that each run measured last."""
     holds_list = probes.map(lambda value: isinstance(value, list)).any(axis=1)
-    return probes[probes.index.isin(last_looks(probes).index) | ~holds_list]
+    return probes[probes.index.isin(last_measurements(probes).index) | ~holds_list]
 
 
 def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def _with_pictures(probes: pd.DataFrame, starts: dict[str, dict[str, Any]]) -> p
         return probes
     pixels: dict[Any, list[int]] = {}
     shapes: dict[Any, list[int]] = {}
-    for run_id, chosen in last_looks(probes).groupby("run_id"):
+    for run_id, chosen in last_measurements(probes).groupby("run_id"):
         try:
             images = _training_images(starts[str(run_id)])
         except UserError as error:

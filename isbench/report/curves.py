@@ -113,8 +113,7 @@ def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, i
 
     Between evaluations a seed's curve is the straight line that is drawn, on a logarithmic axis too.
     """
-    known = [curve[[x.column, y.column]].dropna() for curve in curves]
-    known = [curve for curve in known if len(curve)]
+    known = [part for curve in curves if len(part := curve[[x.column, y.column]].dropna())]
     if not known:
         return Band(*[np.empty(0)] * 4)
     start, stop = max(c[x.column].iloc[0] for c in known), min(c[x.column].iloc[-1] for c in known)
@@ -124,12 +123,6 @@ def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, i
     intervals = np.array([t_interval(column)[:2] for column in values.T]).reshape(-1, 2)
     mean, half_width = intervals.T
     return Band(grid, mean, np.maximum(mean - half_width, floor), mean + half_width)
-
-
-def suits_log(values: pd.Series) -> bool:
-    """Say whether a logarithmic axis helps: all values positive, over more than one power of ten."""
-    known = values.dropna()
-    return len(known) > 0 and known.min() > 0 and known.max() > 10 * known.min()
 
 
 class Comparison(NamedTuple):
@@ -160,8 +153,9 @@ class Comparison(NamedTuple):
         return all(self.seeds(arm, SECONDS) for arm in self.arms)
 
     def is_log(self, y: Column) -> bool:
-        """Say whether `y` has a logarithmic axis."""
-        return suits_log(self.rows[y.column])
+        """Say whether a logarithmic axis suits `y`: all values positive, over more than one power of ten."""
+        known = self.rows[y.column].dropna()
+        return len(known) > 0 and known.min() > 0 and known.max() > 10 * known.min()
 
     def band(self, arm: str, x: Column, y: Column) -> Band:
         """Return an arm's mean, with a band that is cut at 0, or just below the data on a logarithmic axis."""
@@ -190,7 +184,10 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
     if left_out:
         panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
     if comparison.is_log(y):
-        logarithmic(panel)
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set(xlabel=x.label, ylabel=y.label)
     panel.set_xlim(left=0)
 
@@ -203,14 +200,6 @@ def draw_band(
         panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)
     panel.fill_between(mean.x, mean.low, mean.high, color=style.colour, alpha=0.14, linewidth=0)
     panel.plot(mean.x, mean.mean, color=style.colour, linestyle=style.dash, linewidth=1.7, label=name)
-
-
-def logarithmic(panel: Axes) -> None:
-    """Give a panel a logarithmic vertical axis with plain numbers."""
-    panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> pd.DataFrame:
@@ -260,20 +249,13 @@ def _traces(comparison: Comparison, arm: str, x: Column, y: Column, style: Style
     unit = " s" if x is SECONDS else " epochs"
     mean = f"<b>{arm}</b> %{{y:.4g}} \N{PLUS-MINUS SIGN} %{{customdata:.2g}}<br>at %{{x:.4g}}{unit}<extra></extra>"
     quiet = {"hoverinfo": "skip", "mode": "lines"}
-    outline = {
-        "x": np.concatenate([middle.x, middle.x[::-1]]).round(4),
-        "y": np.concatenate([middle.high, middle.low[::-1]]),
-    }
+    there_and_back = np.concatenate([middle.x, middle.x[::-1]]).round(4)
+    outline = {"x": there_and_back, "y": np.concatenate([middle.high, middle.low[::-1]])}
     line = {"color": style.colour, "dash": PLOTLY_DASH[style.dash], "width": 2.4}
+    thin_line = {"color": style.colour, "width": 0.8}
     return [
         go.Scatter(outline, fill="toself", fillcolor=style.colour, opacity=0.13, line={"width": 0}, **quiet),
-        go.Scatter(
-            x=thin[x.column],
-            y=thin[y.column] * y.scale,
-            line={"color": style.colour, "width": 0.8},
-            opacity=0.28,
-            **quiet,
-        ),
+        go.Scatter(x=thin[x.column], y=thin[y.column] * y.scale, line=thin_line, opacity=0.28, **quiet),
         go.Scatter(
             x=middle.x.round(4),
             y=middle.mean,

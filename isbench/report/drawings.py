@@ -1,7 +1,7 @@
 """The figures of experiments, one drawing function per kind: from runs to a matplotlib figure and the data behind it.
 
 Lines are means over seeds with their 95 % Student-t band, thin lines single seeds, as in isbench.report.curves.
-Figures of scores show the last look of the lowest seed; the numbers above them are means over seeds.
+Figures of scores show the last measurement of the lowest seed; the numbers above them are means over seeds.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from isbench.report.curves import (
     draw_comparison,
     styles,
 )
-from isbench.report.load import KEYS, Runs, last_looks
+from isbench.report.load import KEYS, Runs, last_measurements
 from isbench.report.measures import t_interval
 
 REFERENCE = "per_example_gradient_norm"  # what a score stands for
@@ -103,8 +103,8 @@ def gradient_variance(runs: Runs) -> Drawn:
     figure, panels = _panels(runs.probes["arm"])
     x, tables = Column("updates", "Updates"), []
     for arm, signal in product(panels, runs.probes["signal"].unique()):
-        looks = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
-        seeds, style = [look for _, look in looks.groupby("run_id")], style_of[_sampler_of(signal)]
+        measured = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
+        seeds, style = [seed for _, seed in measured.groupby("run_id")], style_of[_sampler_of(signal)]
         draw_band(panels[arm], _words(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
         tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
     for panel in panels.values():
@@ -114,16 +114,16 @@ def gradient_variance(runs: Runs) -> Drawn:
 
 
 def loss_patterns(runs: Runs) -> Drawn:
-    """Share of the examples of a loss decile that stayed in it to the last look, by first look (SGD on Steroids)."""
-    last = last_looks(runs.probes)
+    """Share of a loss decile's examples that stayed in it to the last measurement, by first one (SGD on Steroids)."""
+    last = last_measurements(runs.probes)
     figure, panels = _panels(last["arm"])
     tables = []
     for arm, panel in panels.items():
-        looks = last[last["arm"] == arm]
-        firsts = sorted(looks["first_epoch"].unique())
+        measured = last[last["arm"] == arm]
+        firsts = sorted(measured["first_epoch"].unique())
         width = 0.8 / len(firsts)
         for place, first in enumerate(firsts):
-            seeds = [part for _, part in looks[looks["first_epoch"] == first].groupby("run_id")]
+            seeds = [part for _, part in measured[measured["first_epoch"] == first].groupby("run_id")]
             table = _points_table(seeds, "decile", "share")
             centres = table["x"] + (place - (len(firsts) - 1) / 2) * width
             spread = 100 * (table["high"] - table["mean"]).fillna(0)
@@ -132,7 +132,7 @@ def loss_patterns(runs: Runs) -> Drawn:
             panel.bar(centres, 100 * table["mean"], width, yerr=spread, color=shade, label=label, ecolor=INK)
             tables.append(table.assign(arm=arm, first_epoch=first))
         panel.set(xlabel="Decile of the loss (1: highest)", ylabel="Share still in it (%)", ylim=(0, 100))
-        panel.set_xticks(sorted(looks["decile"].unique()))
+        panel.set_xticks(sorted(measured["decile"].unique()))
         panel.grid(axis="x", visible=False)
         panel.legend(loc="upper center")
     return figure, _joined(tables, ["arm", "first_epoch"])
@@ -150,7 +150,7 @@ def probability_scatter(runs: Runs) -> Drawn:
 
 def examples(runs: Runs) -> Drawn:
     """Examples that a sampler draws rarely, left, and often, right (RAIS, Figure 1): label, then what was predicted."""
-    last = last_looks(runs.probes)
+    last = last_measurements(runs.probes)
     first = last[last["seed"] == last.groupby("arm")["seed"].transform("min")]
     arms, count = sorted(first["arm"].unique()), int(first.groupby(["run_id", "rank"]).size().max())
     figure = Figure(figsize=(7.6, 2.4 * len(arms)), layout="constrained")
@@ -179,23 +179,23 @@ def _draw_example(panel: Any, example: pd.Series) -> None:
 
 def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
     """Draw a row of panels per arm and a panel per signal."""
-    last = last_looks(runs.probes)
+    last = last_measurements(runs.probes)
     signals = [name for name in last.columns if name not in (*KEYS, "updates", "epoch", "index", "label", REFERENCE)]
     arms, style_of = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
     figure = Figure(figsize=(3.8 * len(signals), 3.6 * len(arms)), layout="constrained")
     panels = figure.subplots(len(arms), len(signals), squeeze=False)
     facts = []
     for (row, arm), (column, signal) in product(enumerate(arms), enumerate(signals)):
-        looks, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
-        found = draw(panel, looks, signal, style_of[_sampler_of(signal)].colour)
+        measured, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
+        found = draw(panel, measured, signal, style_of[_sampler_of(signal)].colour)
         if len(arms) > 1:
             panel.set_title(f"{arm}: {panel.get_title()}", fontsize="medium")
         facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
     return figure, pd.DataFrame(facts)
 
 
-def _draw_scores(panel: Any, looks: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
-    pairs = [(np.asarray(look[REFERENCE]), np.asarray(look[signal])) for _, look in looks.iterrows()]
+def _draw_scores(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+    pairs = [(np.asarray(row[REFERENCE]), np.asarray(row[signal])) for _, row in measured.iterrows()]
     norms, scores = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
     shown = slice(None, None, -(-len(norms) // SHOWN))
     panel.scatter(norms[shown], scores[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
@@ -207,9 +207,9 @@ def _draw_scores(panel: Any, looks: pd.DataFrame, signal: str, colour: str) -> d
     return {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
 
 
-def _draw_probabilities(panel: Any, looks: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+def _draw_probabilities(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
     pairs = [
-        [np.divide(look[name], np.sum(look[name])) for name in (REFERENCE, signal)] for _, look in looks.iterrows()
+        [np.divide(row[name], np.sum(row[name])) for name in (REFERENCE, signal)] for _, row in measured.iterrows()
     ]
     ideal, own = pairs[0]
     shown = slice(None, None, -(-len(ideal) // SHOWN))
@@ -282,15 +282,5 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("per example ", "")
 
 
-DRAWINGS: dict[str, Drawing] = {
-    drawing.__name__: drawing
-    for drawing in (
-        curves,
-        overhead_and_gain,
-        gradient_variance,
-        loss_patterns,
-        score_scatter,
-        probability_scatter,
-        examples,
-    )
-}
+_ALL = (curves, overhead_and_gain, gradient_variance, loss_patterns, score_scatter, probability_scatter, examples)
+DRAWINGS: dict[str, Drawing] = {drawing.__name__: drawing for drawing in _ALL}

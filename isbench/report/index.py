@@ -15,17 +15,12 @@ from isbench.report.inventory import PAPERS, Experiment
 from isbench.report.load import read_results
 from isbench.report.templates import render
 
-KINDS = {  # of verdicts, as the style sheet calls them
-    "reproduced": "finished",
-    "agrees": "finished",
-    "same direction, smaller": "skipped",
-    "opposite sign": "failed",
-    "not reproduced": "failed",
-    "differs": "failed",
-    "better": "finished",
-    "no difference shown": "skipped",
-    "worse": "failed",
+VERDICTS_OF_KIND = {  # as the style sheet calls what is good, in between and bad
+    "finished": ("reproduced", "agrees", "better"),
+    "skipped": ("same direction, smaller", "no difference shown"),
+    "failed": ("opposite sign", "not reproduced", "differs", "worse"),
 }
+KINDS = {verdict: kind for kind, verdicts in VERDICTS_OF_KIND.items() for verdict in verdicts}
 
 
 def render_index(inventory: Sequence[Experiment], results: Path) -> str:

@@ -24,31 +24,10 @@ from isbench.recording.record import COLUMNS, effective_rows, last_status, read_
 
 KEYS = ["run_id", "dataset", "model", "arm", "seed"]
 SETTINGS = (
-    "batch_size",
-    "budget",
-    "optimizer",
-    "schedule",
-    "augmentation",
-    "label_smoothing",
-    "clip_norm",
-    "slots",
-    "evaluation",
-    "numerics",
+    "batch_size budget optimizer schedule augmentation label_smoothing clip_norm slots evaluation numerics".split()
 )
 PROVENANCE = ("provenance", "checksum", "num_examples")
-MACHINE = (
-    "git_commit",
-    "git_dirty",
-    "isbench",
-    "python",
-    "torch",
-    "torch_threads",
-    "os",
-    "cpu",
-    "logical_cores",
-    "gpu",
-    "shared_gpu",
-)
+MACHINE = "git_commit git_dirty isbench python torch torch_threads os cpu logical_cores gpu shared_gpu".split()
 YOUNG = ("objective",)  # columns that results collected before they were recorded lack
 ROW_TYPES = {"seed": "int64", **dict.fromkeys(COLUMNS, float)}
 RUN_TYPES = {
@@ -82,30 +61,30 @@ def load_runs(folder: Path) -> Runs:
         raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
     paths = sorted(folder.rglob(RECORD))
     records = {path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}
-    summaries, notices = [], []
+    found, notices = [], []
     for path, rows in records.items():
         if not any(row["kind"] == "start" for row in rows):
             notices.append(f"{path or folder} has no start line and is left out.")
             continue
         try:
-            summaries.append(_summarise(path, rows))
+            found.append(_run_row(path, rows))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             notices.append(f"{path or folder} is not the record of a run and is left out ({type(error).__name__}).")
-    if not summaries:
+    if not found:
         raise UserError(f"{folder} holds no runs: no record.jsonl with a start line was found below it")
-    _name_apart(summaries)
-    runs = pd.DataFrame(summaries).sort_values(KEYS[1:], ignore_index=True)
+    _name_apart(found)
+    runs = pd.DataFrame(found).sort_values(KEYS[1:], ignore_index=True)
     evaluations = [_keyed(row, run) for _, run in runs.iterrows() for row in effective_rows(records[run["path"]])]
     diagnostics = sorted({key for row in evaluations for key in row if key.startswith("sampler/")})
     columns = [*COLUMNS, *diagnostics]
     frame = pd.DataFrame(evaluations, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float))
-    looks = [_keyed(row, run) for _, run in runs.iterrows() for row in _probe_rows(records[run["path"]])]
-    probes = pd.DataFrame(looks).drop(columns=["kind", "attempt"]) if looks else Runs(frame, runs).probes
+    measured = [_keyed(row, run) for _, run in runs.iterrows() for row in _probe_rows(records[run["path"]])]
+    probes = pd.DataFrame(measured).drop(columns=["kind", "attempt"]) if measured else Runs(frame, runs).probes
     return Runs(frame, runs.drop(columns="options"), probes, tuple(notices))
 
 
-def last_looks(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each run's last look."""
+def last_measurements(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run's last measurement."""
     return probes[probes["updates"] == probes.groupby("run_id")["updates"].transform("max")]
 
 
@@ -146,7 +125,7 @@ def describe(value: Any) -> str:
     return f"{name} ({options})" if name and options else name or options
 
 
-def _summarise(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _run_row(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     starts = [row for row in rows if row["kind"] == "start"]
     start = starts[-1]
     status, reason = last_status(rows) or ("unfinished", "no end was recorded: still running, or killed")

@@ -6,7 +6,6 @@ Intervals are Student-t at 95 % over seeds; those of speed-ups are taken on log 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +16,7 @@ from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 
 AT_EQUAL_SECONDS = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
-OTHERS = {
-    "slower": "slower",
-    "no difference shown": "without a difference shown",
-    "undecided": "undecided",
-    "not compared": "not compared",
-}
+OUTCOMES = ("faster", "slower", "no difference shown", "undecided", "not compared")
 
 
 class Interval(NamedTuple):
@@ -33,15 +27,13 @@ class Interval(NamedTuple):
     n: int
 
 
-@dataclass(frozen=True)
-class Speedup:
+class Speedup(NamedTuple):
     """Baseline seconds over method seconds, paired by seed. The bounds are NaN unless every ratio is in (0, inf)."""
 
     ratio: float
     low: float
     high: float
     n: int
-    misses: int
     baseline_misses: int
 
 
@@ -54,12 +46,15 @@ def value_at(curve: pd.DataFrame, place: float, column: str, axis: str = "train_
 
 
 def time_to_target(curve: pd.DataFrame, column: str, target: float, axis: str = "train_seconds") -> float:
-    """Return where on `axis` `column` first falls to `target`, interpolated between evaluations; inf if never."""
+    """Return where on `axis` `column` first falls to `target`, interpolated between evaluations.
+
+    It is infinity where it never does, and NaN where there is no target.
+    """
     known = curve[[axis, column]].dropna()
     places, values = known[axis].to_numpy(), known[column].to_numpy()
     hits = np.flatnonzero(values <= target)
     if not len(hits):
-        return float("inf")
+        return float("nan" if np.isnan(target) else "inf")
     after = hits[0]
     if after == 0:
         return float(places[0])
@@ -112,56 +107,33 @@ def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
     baseline, method = pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float)
     ratios = np.array(list(map(ratio_of, baseline, method)))
     ratio, low, high = (np.nan,) * 3 if np.isnan(ratios).any() else geometric_interval(ratios)
-    return Speedup(
-        ratio=ratio,
-        low=low,
-        high=high,
-        n=len(pairs),
-        misses=int(np.isinf(method).sum()),
-        baseline_misses=int(np.isinf(baseline).sum()),
-    )
+    return Speedup(ratio, low, high, len(pairs), int(np.isinf(baseline).sum()))
 
 
-def equal_seconds(runs: pd.DataFrame) -> float:
-    """Return the seconds that every finished run of a comparison has reached; NaN if none has finished."""
-    return float(runs.loc[runs["status"].eq("finished") & runs["alone"], "seconds"].min())
-
-
-def reached_by_all(errors: pd.Series) -> float:
-    """Return the default target: the highest test error among the baseline's runs at equal seconds.
-
-    Their mean would be missed by about half of the baseline's own runs, and most speed-ups would have no interval.
-    """
-    return float(errors.max())
-
-
-def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:
+def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:
     """Return one row per (dataset, model, arm), the baseline first. Errors are fractions, `n` counts seeds.
 
-    `updates`, `examples_trained` and `examples_scored` are means at equal seconds, like the error and the loss.
-    `seconds_to_target` is the median, which stays defined while fewer than half of the runs miss. Runs that shared the
-    machine with others are not counted: their seconds are not their own.
+    `seconds` is what every finished run has reached. There, error, loss, `updates`, `examples_trained` and
+    `examples_scored` are means over seeds. `seconds_to_target` is the median, which stays defined while fewer than half
+    of the runs miss. Runs that shared the machine with others are not counted: their seconds are not their own.
+
+    Args:
+        target: test error; None is the highest among the baseline's runs at equal seconds. Their mean would be missed
+            by about half of them, and most speed-ups would have no interval.
     """
     curves = {str(run_id): curve for run_id, curve in runs.rows.groupby("run_id")}
     lines = []
     for (dataset, model), comparison in runs.runs.groupby(["dataset", "model"]):
-        seconds = equal_seconds(comparison)
-        counts = comparison["status"].isin(ENDED) & comparison["alone"]
-        counted = comparison[counts].copy()
-        values = [_at(curves.get(run_id), seconds) for run_id in counted["run_id"]]
-        counted = counted.join(pd.DataFrame(values, index=counted.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
-        reference = counted[counted["arm"] == baseline].set_index("seed")
-        goal = reached_by_all(reference["test_error"]) if target is None else target
-        counted["time"] = [
-            time_to_target(curves[run_id], "test_error", goal) if run_id in curves else float("inf")
-            for run_id in counted["run_id"]
-        ]
-        if np.isnan(goal):
-            counted["time"] = float("nan")
-        reference = counted[counted["arm"] == baseline].set_index("seed")
+        ended = comparison[comparison["status"].isin(ENDED) & comparison["alone"]]
+        seconds = float(ended.loc[ended["status"] == "finished", "seconds"].min())
+        found = [curves.get(run_id, runs.rows.iloc[:0]) for run_id in ended["run_id"]]
+        values = [[value_at(curve, seconds, column) for column in AT_EQUAL_SECONDS] for curve in found]
+        counted = ended.join(pd.DataFrame(values, index=ended.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
+        is_baseline = counted["arm"] == baseline
+        goal = float(counted.loc[is_baseline, "test_error"].max()) if target is None else target
+        counted["time"] = pd.Series([time_to_target(curve, "test_error", goal) for curve in found], ended.index, float)
         for arm in sorted(comparison["arm"].unique(), key=lambda name: (name != baseline, name)):
-            mine = counted[counted["arm"] == arm].set_index("seed")
-            everyone = comparison["arm"] == arm
+            statuses, mine = comparison.loc[comparison["arm"] == arm, "status"], counted[counted["arm"] == arm]
             lines.append(
                 {
                     "dataset": dataset,
@@ -170,32 +142,23 @@ def summary_table(runs: Runs, baseline: str = "uniform", target: float | None = 
                     "baseline": baseline,
                     "seconds": seconds,
                     "target": goal,
-                    **_line(mine, reference),
-                    "diverged": int((comparison["status"].eq("diverged") & everyone).sum()),
-                    "not_counted": int((~counts & everyone).sum()),
+                    **_line(mine.set_index("seed"), counted[is_baseline].set_index("seed")),
+                    "diverged": int(statuses.eq("diverged").sum()),
+                    "not_counted": len(statuses) - len(mine),
                 }
             )
     return pd.DataFrame(lines)
 
 
-def _at(curve: pd.DataFrame | None, seconds: float) -> list[float]:
-    if curve is None:
-        return [float("nan")] * len(AT_EQUAL_SECONDS)
-    return [value_at(curve, seconds, column) for column in AT_EQUAL_SECONDS]
-
-
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
-    error, loss = t_interval(mine["test_error"]), t_interval(mine["train_loss"])
-    difference = t_interval((mine["test_error"] - reference["test_error"]).dropna())
+    difference = (mine["test_error"] - reference["test_error"]).dropna()
+    intervals: dict[str, float] = {}
+    for name, values in {**mine[["test_error"]], "error_difference": difference, **mine[["train_loss"]]}.items():
+        intervals[name], intervals[f"{name}_half_width"], _ = t_interval(values)
     speedup = speedup_over(reference["time"], mine["time"])
     return {
-        "n": error.n,
-        "test_error": error.mean,
-        "test_error_half_width": error.half_width,
-        "error_difference": difference.mean,
-        "error_difference_half_width": difference.half_width,
-        "train_loss": loss.mean,
-        "train_loss_half_width": loss.half_width,
+        "n": int(mine["test_error"].count()),
+        **intervals,
         "seconds_to_target": float(mine["time"].median()),
         "misses": int(np.isinf(mine["time"]).sum()),
         "speedup": speedup.ratio,
@@ -219,7 +182,7 @@ def outcome(row: pd.Series) -> str:
 
 
 def verdict(row: pd.Series) -> str:
-    """Return one sentence on a row of the summary table. It claims nothing that an interval does not show."""
+    """Return one sentence on a row of `compare_arms`. It claims nothing that an interval does not show."""
     name, baseline, n = row["arm"], row["baseline"], row["speedup_n"]
     decided = outcome(row)
     if decided == "not compared":
@@ -253,7 +216,7 @@ def _error_shown(row: pd.Series) -> str:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Return one sentence on a whole summary table."""
+    """Return one sentence on all of `compare_arms`."""
     methods = table[table["arm"] != table["baseline"]]
     baseline = table["baseline"].iloc[0]
     if methods.empty or not methods["speedup_n"].any():
@@ -263,7 +226,7 @@ def headline(table: pd.DataFrame) -> str:
     where, what = " with ".join(settings.iloc[0]), "samplers"
     if len(settings) > 1:
         where, what = f"{len(settings)} pairs of data set and model", "comparisons"
-    counts = {name: int((outcomes == name).sum()) for name in ("faster", *OTHERS)}
+    counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
     if not counts["faster"]:
         first = f"no sampler is shown to reach the target error in less time than {baseline}"
     else:
@@ -273,5 +236,5 @@ def headline(table: pd.DataFrame) -> str:
             f"{best['arm']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
             f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
         )
-    others = [f"{counts[name]} {label}" for name, label in OTHERS.items() if counts[name]]
+    others = [f"{counts[name]} {name.replace('no ', 'without a ')}" for name in OUTCOMES[1:] if counts[name]]
     return f"On {where}, {first}" + (f"; {', '.join(others)}." if others else ".")

@@ -1,7 +1,6 @@
 """Numbers as a reader wants them: rounded by their own uncertainty, with unit and n. Shared by pages and tables."""
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -49,27 +48,24 @@ def speedup(row: pd.Series) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn a summary table into text, one column per thing to read."""
+    """Turn what `compare_arms` returns into text, one column per thing to read."""
     rows = []
     for _, row in table.iterrows():
         is_baseline = row["arm"] == row["baseline"]
-        runs = int(row["n"])
         rows.append(
             {
                 "data set": row["dataset"],
                 "model": row["model"],
                 "sampler": row["arm"],
-                "n": str(runs),
+                "n": str(row["n"]),
                 "speed-up": speedup(row),
                 "verdict": "baseline" if is_baseline else outcome(row),
-                "test error (%)": plus_minus(100 * row["test_error"], 100 * row["test_error_half_width"]),
-                "difference (points)": DASH
-                if is_baseline
-                else plus_minus(100 * row["error_difference"], 100 * row["error_difference_half_width"]),
+                "test error (%)": _percent(row, "test_error"),
+                "difference (points)": DASH if is_baseline else _percent(row, "error_difference"),
                 "train loss": plus_minus(row["train_loss"], row["train_loss_half_width"]),
                 "seconds to target": number(row["seconds_to_target"]),
-                "misses": str(int(row["misses"])),
-                "diverged": str(int(row["diverged"])),
+                "misses": str(row["misses"]),
+                "diverged": str(row["diverged"]),
                 "updates": count(row["updates"]),
                 "examples trained": count(row["examples_trained"]),
                 "examples scored": count(row["examples_scored"]),
@@ -78,7 +74,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
+def comparison_markdown(table: pd.DataFrame) -> str:
     """Return the table for a README, with the line that says how to read it."""
     text = markdown(readable(table))
     notes = [
@@ -127,14 +123,14 @@ def markdown(table: pd.DataFrame) -> str:
 def latex(table: pd.DataFrame) -> str:
     """Return a booktabs tabular."""
     text = table.to_markdown(index=False, disable_numparse=True, tablefmt="latex_booktabs")
-    symbols: dict[str, Any] = {
-        MINUS: "$-$",
-        TIMES: r"$\times$",
-        PLUS_MINUS: r"$\pm$",
-        DASH: "--",
-        "\N{INFINITY}": r"$\infty$",
-    }
-    return text.translate(str.maketrans(symbols)) + "\n"
+    symbols = {TIMES: r"$\times$", PLUS_MINUS: r"$\pm$", MINUS: "$-$", DASH: "--", "\N{INFINITY}": r"$\infty$"}
+    for symbol, command in symbols.items():
+        text = text.replace(symbol, command)
+    return text + "\n"
+
+
+def _percent(row: pd.Series, name: str) -> str:
+    return plus_minus(100 * row[name], 100 * row[f"{name}_half_width"])
 
 
 def _mean(values: pd.Series) -> str:
