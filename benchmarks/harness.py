@@ -6,7 +6,7 @@ rate, keeps the loss and reads the clock. A second hand-written loop gathers and
 training must. On a GPU isbench's graphed engine is compared with a replay of a CUDA graph of the whole step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -70,7 +70,9 @@ def graphed_loop(parts: Parts) -> Work:
     with torch.cuda.graph(graph):
         step()
 
-    def steps(count: int) -> None:
+    # A graph does not own the memory that its kernels were given. The step does: batch, model, optimizer. It must live
+    # as long as the graph, else a replay reads what was freed and reused.
+    def steps(count: int, kept: Callable[[], None] = step) -> None:
         for _ in range(count):
             graph.replay()
 

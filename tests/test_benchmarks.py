@@ -2,17 +2,22 @@
 
 import itertools
 import json
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from benchmarks import break_even, jobs, memory, samplers, summary
+from benchmarks import break_even, harness, jobs, memory, samplers, summary
 from benchmarks.__main__ import THEMES
 from benchmarks.measure import Row, race
 from benchmarks.runs import bare_step, copied, isbench_loop, make_parts
 from isbench.types import Batch, Draw
 from tests.conftest import SAMPLERS
+from tests.pretend_gpu import pretend_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -75,6 +80,28 @@ def test_the_loop_goes_on_where_it_stopped() -> None:
     assert halves.progress.updates == 6
     for a, b in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_graph_keeps_what_it_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        replay = Mock()
+
+    def make_step(*arguments: object) -> Callable[[], None]:
+        def step() -> None:
+            pass
+
+        made.append(weakref.ref(step))
+        return step
+
+    made: list[weakref.ref] = []
+    monkeypatch.setattr(harness, "bare_step", make_step)
+    parts = make_parts(CPU, *SMALL)
+    with pretend_gpu(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+        loop = harness.graphed_loop(parts)
+    loop(3)
+    assert Graph.replay.call_count == 3 and made[0]() is not None
 
 
 def test_cases_belong_to_samplers() -> None:

@@ -1,9 +1,11 @@
 """Weighted batch norm against `nn.BatchNorm2d` and repeated examples; per-example layer norm against its definition."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from isbench.models.norm import (
@@ -140,16 +142,26 @@ def test_half_precision_and_memory_format_follow_the_built_in_layer() -> None:
     torch.testing.assert_close(weighted.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
 
 
-def test_compiles_into_one_graph() -> None:
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of processes that has this one alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_compiles_into_one_graph(is_shared: bool, group: None) -> None:
     _, weighted = pair()
     compiled_layer = copy.deepcopy(weighted)
     compiled = torch.compile(compiled_layer, fullgraph=True, backend="eager")
     for weights in (torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.tensor([4.0, 1.0, 1.0, 1.0]).double()):
         with StatisticsWeights(weighted).using(weights):
             expected = weighted(images())
-        with StatisticsWeights(compiled_layer).using(weights):
+        with StatisticsWeights(compiled_layer, is_shared=is_shared).using(weights):
             torch.testing.assert_close(compiled(images()), expected)
     assert_same_buffers(weighted, compiled_layer)
+    assert not any(buffer.requires_grad for buffer in compiled_layer.buffers())
 
 
 def test_turning_batch_norm_keeps_tensors_and_spares_frozen_layers() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,14 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+def add_up(tensor: Tensor, is_shared: bool) -> Tensor:
+    """Return the sum of a tensor over the processes that share the batch, if several do."""
+    if is_shared:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
 class WeightedNorm(torch.autograd.Function):
     """Normalise by weighted batch statistics, with a backward pass of its own.
 
@@ -43,16 +52,16 @@ class WeightedNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs, weight, bias, fractions, eps, add_up) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx, inputs, weight, bias, fractions, eps, is_shared) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs (n, channels, H, W), and the weighted mean and variance (channels,); fractions is (n,)."""
         # torch.var_mean would take longer than all of this, and autocast and TF32 would round a matmul.
         per_example = fractions[:, None]
-        mean = add_up((per_example * inputs.mean(dim=(2, 3))).sum(0))
+        mean = add_up((per_example * inputs.mean(dim=(2, 3))).sum(0), is_shared)
         centred = inputs - mean[:, None, None]
-        variance = add_up((per_example * centred.square().mean(dim=(2, 3))).sum(0))
+        variance = add_up((per_example * centred.square().mean(dim=(2, 3))).sum(0), is_shared)
         inverse = torch.rsqrt(variance + eps)
         ctx.save_for_backward(centred, weight, fractions, inverse)
-        ctx.add_up = add_up
+        ctx.is_shared = is_shared  # no function: torch 2.11 does not compile past one
         ctx.mark_non_differentiable(mean, variance)
         return torch.addcmul(bias[:, None, None], centred, (weight * inverse)[:, None, None]), mean, variance
 
@@ -60,7 +69,7 @@ class WeightedNorm(torch.autograd.Function):
     def backward(ctx, gradient, *unused) -> tuple[Tensor | None, ...]:
         centred, weight, fractions, inverse = ctx.saved_tensors
         sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * centred).sum(dim=(0, 2, 3))])
-        whole, product = ctx.add_up(sums)
+        whole, product = add_up(sums, ctx.is_shared)
         scale = weight * inverse
         common = torch.addcmul(
             (scale * whole)[:, None, None], centred, (scale * inverse.square() * product)[:, None, None]
@@ -84,7 +93,7 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
     momentum: float
     example_weights: tuple[Tensor, Tensor] | None = None  # weights divided by their sum (n,); their sum ()
-    add_up: Callable[[Tensor], Tensor] | None = None  # sums over the ranks that share the batch
+    is_shared: bool = False  # whether several ranks share the batch
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.example_weights is None or not self.training:
@@ -93,7 +102,7 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
         # Autocast gives inputs in half precision; the statistics keep the buffers' precision, as in the built-in layer.
         values = inputs.to(self.running_mean.dtype)
         outputs, mean, variance = WeightedNorm.apply(
-            values, self.weight, self.bias, fractions, self.eps, self.add_up or _itself
+            values, self.weight, self.bias, fractions, self.eps, self.is_shared
         )
         self._track(mean, variance, total * (inputs.shape[2] * inputs.shape[3]))
         return outputs.to(inputs.dtype)
@@ -119,20 +128,15 @@ class StatisticsWeights:
 
     Args:
         part: returns this rank's part of a tensor (n, ...) if several ranks share a batch.
-        add_up: sums a tensor over the ranks; without it each rank uses the statistics of its own part.
+        is_shared: sum the statistics over the ranks; without it each rank uses the statistics of its own part.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        part: Callable[[Tensor], Tensor] = _itself,
-        add_up: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, part: Callable[[Tensor], Tensor] = _itself, is_shared: bool = False) -> None:
         self.layers = [layer for layer in model.modules() if isinstance(layer, WeightedBatchNorm2d)]
         self.part = part
-        self.add_up = add_up
+        self.is_shared = is_shared
         for layer in self.layers:
-            layer.add_up = add_up
+            layer.is_shared = is_shared
 
     @contextmanager
     def using(self, weights: Tensor) -> Iterator[None]:
@@ -152,11 +156,11 @@ class StatisticsWeights:
     def _fractions(self, kind: type, weights: Tensor) -> tuple[Tensor, Tensor]:
         if kind is SharedBatchNorm2d:
             weights = torch.ones_like(weights)
-        elif self.add_up is None:
+        elif not self.is_shared:
             weights = self.part(weights)
         total = weights.sum()
         fractions = weights / total
-        return fractions if self.add_up is None else self.part(fractions), total
+        return self.part(fractions) if self.is_shared else fractions, total
 
 
 def turn_batch_norm_into(kind: type[WeightedBatchNorm2d], model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isbench.errors import ConfigError
+from isbench.models.norm import add_up
 from isbench.training.device_load import device_name
 from isbench.types import Batch, Forward
 
@@ -99,10 +100,7 @@ class Ranks:
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
+        return add_up(tensor, self.size > 1)
 
     def largest(self, value: float) -> float:
         """Return the largest of the ranks' numbers. They wait for each other."""

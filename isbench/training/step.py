@@ -53,8 +53,7 @@ class TrainStep:
         self.clip_norm = clip_norm
         self.parameters = engine.model.trainable()
         self.ranks = ranks
-        add_up = ranks.add_up if ranks.size > 1 and sync_norm else None
-        self.statistics = StatisticsWeights(engine.model, ranks.part, add_up)
+        self.statistics = StatisticsWeights(engine.model, ranks.part, is_shared=ranks.size > 1 and sync_norm)
         self._gradient = engine.captured(self._forward_and_backward, self.parameters)
         self._losses: list[Tensor] = []  # one scalar an update since the last report, left on the device
         self._rates: list[float] = []
