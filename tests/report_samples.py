@@ -102,8 +102,8 @@ def write_run(
                 **({} if concurrent_runs is None else {"concurrent_runs": concurrent_runs}),
             }
         )
-        for look in (probes or {}).get(updates, ()):
-            rows.append({"kind": "probe", "attempt": 1, "updates": updates, "epoch": rows[-1]["epoch"], **look})
+        for values in (probes or {}).get(updates, ()):
+            rows.append({"kind": "probe", "attempt": 1, "updates": updates, "epoch": rows[-1]["epoch"], **values})
     if status is not None:
         rows.append({"kind": "end", "attempt": 1, "status": status, "reason": reason})
     path.parent.mkdir(parents=True, exist_ok=True)

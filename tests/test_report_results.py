@@ -128,8 +128,8 @@ def test_planned_runs_are_those_of_the_grid(rais, tmp_path):
 
 def test_lists_are_kept_of_the_last_look_alone_and_in_32_bits(tmp_path):
     values = np.random.default_rng(0).lognormal(size=200).round(4).tolist()
-    look = [{"index": list(range(200)), "loss": values, NORM: values}]
-    probed(tmp_path / "runs", {0: look, 50: look, 100: look}, seeds=1)
+    measured = [{"index": list(range(200)), "loss": values, NORM: values}]
+    probed(tmp_path / "runs", {0: measured, 50: measured, 100: measured}, seeds=1)
     collect.collect(tmp_path / "runs", tmp_path / "out")
     probes = read_results(tmp_path / "out").probes
     assert probes["updates"].tolist() == [100, 100]
