@@ -51,7 +51,7 @@ def test_one_list_of_groups() -> None:
     defaults = yaml.safe_load((config_folder() / "config.yaml").read_text())["defaults"]
     named = [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override ")]
     assert named == list(GROUPS)
-    assert {path.name for path in config_folder().iterdir() if path.is_dir()} == {*GROUPS, "hydra"}
+    assert {path.name for path in config_folder().iterdir() if path.is_dir()} == {*GROUPS, "base", "hydra"}
 
 
 def test_each_unit_of_a_budget_has_its_column() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from isbench.errors import ConfigError, Diverged
+from isbench.errors import Diverged
 from isbench.models.cnn import LeNet
 from isbench.models.mlp import MLP
 from isbench.signals import CrossEntropy
 from isbench.training.engine import Engine
-from isbench.training.optimizers import adam, parameter_groups, penalty, sgd
+from isbench.training.optimizers import parameter_groups, penalty, sgd
 from isbench.training.step import TrainStep
 from isbench.types import Batch, Draw
 
@@ -114,8 +114,6 @@ def test_weight_decay_conventions() -> None:
     assert len(everything["params"]) == 10 and everything["weight_decay"] == 0.1
     assert [p.ndim > 1 for p in kernels["params"]] == [True] * 5 and kernels["weight_decay"] == 0.1
     assert [p.ndim for p in rest["params"]] == [1] * 5 and rest["weight_decay"] == 0
-    with pytest.raises(ConfigError, match="all or kernels"):
-        adam(model, lr=0.1, decayed="some")
 
 
 def test_the_penalty_is_what_weight_decay_descends() -> None:
