@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor  # which lists torch's functions, so before any of them is replaced
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grad
