@@ -93,7 +93,7 @@ class RAIS(Sampler):
     Estimator: unbiased (of the examples in their stored views), outliers aside
     Memory: 133 bytes per example, on the host; 4 more and, on the device, a view where offsets are a feature
     Cost: O(log N) per draw; a convex fit and O(N) predictions every ceil(|D| / b) updates
-    Host reads: 2 per update, the random numbers of the draw and the norms (of several small tensors)
+    Host reads: 9 per update, small tensors at two moments: for the draw (3), and after the backward pass
     """
 
     examples: Tensor
