@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-cluster bench results report lint format lock clean
+.PHONY: help setup demo test test-faults test-gpu test-cluster bench results report lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,6 +26,9 @@ test: $(STAMP) ## run the whole test suite
 test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew README's account of it (under 20 minutes)
 	@$(BIN)/python -m tests.faults
 	@$(BIN)/python scripts/readme.py
+
+test-gpu: $(STAMP) ## test what needs a GPU on the one that is here; without one, say so
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-cluster: $(STAMP) ## test grids on a real SLURM, which is installed and started for it (Debian, root; 10 to 15 minutes)
 	@$(BIN)/python -m pytest -m cluster -rs tests/cluster

@@ -5,6 +5,7 @@ What goes wrong on a real one goes wrong here: tensors of two devices in one ope
 captured, whatever waits for the device or copies to it. Speed, memory, streams and kernels are not simulated.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -36,6 +37,10 @@ class PretendGPU(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.is_capturing = False
+        self.warns_of_waits = False  # CUDA's debug mode
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.warns_of_waits = mode == "warn"
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -57,8 +62,8 @@ class PretendGPU(TorchFunctionMode):
         self._check_devices(name, args, kwargs, given, target)
         if GPU in known:
             self._check_gpu(name, args, kwargs, given, asked)
-        if self.is_capturing and asked == GPU and (name == "tensor" or CPU in known):
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing: a copy from the host")
+        if asked == GPU and (name == "tensor" or CPU in known):
+            self._wait(name, kwargs, "a copy from the host")
 
         args, kwargs = tree_map(lambda leaf: CPU if asks_for_gpu(leaf) else leaf, (args, kwargs))
         kwargs.pop("pin_memory", None)
@@ -93,8 +98,8 @@ class PretendGPU(TorchFunctionMode):
             or (name == "copy_" and place_of(args[0]) == CPU)
             or any(index.dtype == torch.bool or place_of(index) == CPU for index in indices)
         )
-        if self.is_capturing and waits:
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing: the host would wait")
+        if waits:
+            self._wait(name, kwargs, "the host would wait")
         is_differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
         refused = (
             name in REFUSED
@@ -105,6 +110,13 @@ class PretendGPU(TorchFunctionMode):
         )
         if refused and torch.are_deterministic_algorithms_enabled():
             raise RuntimeError(f"{name} does not have a deterministic implementation")
+
+    def _wait(self, name: str, kwargs: dict, reason: str) -> None:
+        """Say or refuse what the host waits for, or would while a graph is captured."""
+        if self.is_capturing:
+            raise RuntimeError(f"{name}: operation not permitted when stream is capturing: {reason}")
+        if self.warns_of_waits and not kwargs.get("non_blocking"):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=3)
 
 
 def place_of(tensor: Tensor) -> torch.device | None:
@@ -216,7 +228,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", on_the_gpu)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
-        patch.setattr(torch.cuda, "set_device", nothing)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        patch.setattr(torch.cuda, "set_sync_debug_mode", gpu.set_sync_debug_mode)
         patch.setattr(dist, "init_process_group", lambda backend: join_group("gloo"))  # NCCL wants a real one
         patch.setattr(torch.cuda, "synchronize", nothing)
         patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.get_rng_state())

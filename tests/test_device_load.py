@@ -1,5 +1,6 @@
 """Runs on one device count each other."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -83,3 +84,12 @@ def test_records_say_who_was_not_alone(tmp_path: Path, monkeypatch) -> None:
     assert rows[-1]["kind"] == "end" and rows[-1]["concurrent_runs"] == 2
     alone = finish(tmp_path / "two")
     assert {row["concurrent_runs"] for row in effective_rows(read_rows(alone))} == {1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
+def test_threads_that_wait_soon_leave_the_core_to_others() -> None:
+    """What OpenMP says of itself as torch brings it in: nothing may import torch before the variable is set."""
+    words = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    words["OMP_DISPLAY_ENV"] = "VERBOSE"
+    done = subprocess.run([sys.executable, "-c", "import isbench.run"], env=words, capture_output=True, text=True)
+    assert "GOMP_SPINCOUNT = '1000'" in done.stderr

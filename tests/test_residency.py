@@ -369,27 +369,3 @@ def test_what_does_not_fit_on_the_device_is_said(tmp_path, monkeypatch):
         ResidentDataset(source, Augmentation(), "cpu")
     assert_one_line(error, "dataset.residency=host")
     ResidentDataset(source, Augmentation(), "cpu", residency="host")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("residency", ["host", "disk"])
-@pytest.mark.parametrize("slots", [None, 300])
-def test_a_gpu_is_fed_the_same_bits(residency, slots, tmp_path):
-    """Many batches are under way at once: none may be gathered into memory that a copy still reads."""
-    source = load_source(node(residency=residency, shape=[3, 64, 64]), str(tmp_path))
-    shift = Shift(4, "zeros", flip=True)
-    on_gpu = ResidentDataset(readers.synthetic(tmp_path, shape=(3, 64, 64)), shift, "cuda", slots)
-    fed = ResidentDataset(source, shift, "cuda", slots, residency=residency)
-    generator = torch.Generator("cuda").manual_seed(0)
-    draws = [torch.randint(on_gpu.num_examples, (128,), device="cuda", generator=generator) for _ in range(50)]
-    views = [on_gpu.draw_views(128, generator) for _ in draws]
-    busy = torch.randn(4096, 4096, device="cuda")
-    found = []
-    for indices, view in zip(draws, views, strict=True):
-        busy = busy @ busy  # the device lags behind
-        found.append(fed.fetch(indices, view).inputs)
-    for indices, view, inputs in zip(draws, views, found, strict=True):
-        assert torch.equal(inputs, on_gpu.fetch(indices, view).inputs)
-    assert all(torch.equal(a, b) for a, b in zip(fed.test_chunk(5, 99), on_gpu.test_chunk(5, 99), strict=True))
-    assert torch.equal(fed.plain(draws[0])[0], on_gpu.plain(draws[0])[0])

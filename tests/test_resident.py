@@ -128,19 +128,3 @@ def test_view_offset_comes_from_the_augmentation(source):
     expected = [(down**2 + right**2) ** 0.5 for down, right, _ in dataset.stored_views.tolist()]
     assert dataset.view_offset(dataset.stored_views).tolist() == pytest.approx(expected)
     assert ResidentDataset(source, Augmentation(), "cpu").view_offset(torch.empty(3, 0)) is None
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=name)
-def test_a_gpu_holds_the_same_examples(source, augmentation):
-    cpu, gpu = (ResidentDataset(source, augmentation, device, slots=100) for device in ("cpu", "cuda"))
-    indices = torch.arange(100)
-    expected, found = cpu.fetch(indices, None), gpu.fetch(indices.cuda(), None)
-    assert torch.equal(found.targets.cpu(), expected.targets) and torch.equal(found.views.cpu(), expected.views)
-    assert torch.allclose(found.inputs.cpu(), expected.inputs, atol=1e-3)
-    with torch.cuda.device(0):
-        torch.cuda.set_sync_debug_mode("error")  # gathering must not wait for the device
-        try:
-            gpu.fetch(gpu.targets, None)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
