@@ -219,6 +219,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return {(GPU, dtype): found for (_, dtype), found in group(tensors).items()}
 
     join_group = dist.init_process_group
+    autocast = torch.autocast
     properties = SimpleNamespace(name="pretended", uuid="pretended")
     stream = SimpleNamespace(wait_stream=nothing)
     with monkeypatch.context() as patch:
@@ -226,6 +227,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.nn.RNNBase, "flatten_parameters", nothing)  # cuDNN's
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", nothing)
         patch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", on_the_gpu)
+        patch.setattr(torch, "autocast", lambda device, dtype: autocast("cpu", dtype))  # the GPU's asks for its driver
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "set_device", lambda device: None)
