@@ -177,7 +177,8 @@ class RAIS(Sampler):
         weigh(self._weights, items.numpy(), k, total / workspace.num_examples, threshold, numbers.numpy())
         weights, largest_inlier = numbers.to(workspace.device)
         batch = workspace.fetch(indices, self.next_views[indices] if self.stores_views else None)
-        return Draw(batch, weights, {"largest_inlier": largest_inlier})
+        acts = workspace.progress.updates >= self.first_fit
+        return Draw(batch, weights, {"largest_inlier": largest_inlier}, acts)
 
     def reweight(self, draw: Draw, signals: Signals) -> Tensor:
         """Scale the loss of outliers down to where their norm would be the largest inlier."""
