@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge
 
 from isbench.build import Parts
+from isbench.errors import Incompatible
 from isbench.probes.base import Probe
 from isbench.training.step import TrainStep
 from isbench.types import Draw
@@ -31,6 +32,9 @@ class Gain(Probe):
         self.batches = batches
 
     def allocate(self, parts: Parts) -> None:
+        if parts.step.ranks.size > 1:
+            raise Incompatible("probe=gain cannot be used by several processes: only the first would train")
+
         def step(reweight: Any, observes: tuple[str, ...]) -> TrainStep:
             return TrainStep(parts.step.engine, parts.criterion, parts.optimizer, reweight, (*observes, "gradient_norm"))
 
