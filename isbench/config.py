@@ -110,6 +110,9 @@ class RunConfig:
     sampler: Choice = choice(identity=True)
     optimizer: Choice = choice(identity=True)
     schedule: Choice = choice(identity=True)
+    rates_of: Choice | None = setting(
+        None, identity=lambda sampler: sampler is not None, help="train at the rates of the run with this sampler"
+    )
     augmentation: Choice = choice(identity=True)
     probe: Choice = choice(identity=lambda probe: probe["name"] != "none")
     budget: BudgetConfig = setting(BudgetConfig, group=True, identity=True)
@@ -181,7 +184,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     run = RunConfig(**check_arguments("", RunConfig, plain))
-    for group in CHOSEN:
+    for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
         node = getattr(run, group)
         if not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")
