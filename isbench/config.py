@@ -30,7 +30,10 @@ from isbench.errors import ConfigError
 MOVED = {"isbench.data.readers": "isbench.data.sources"}
 # Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
 # they stay out of the identity.
-ADDED: dict[str, dict[str, Any]] = {}
+ADDED: dict[str, dict[str, Any]] = {
+    "isbench.samplers.impon.Impon": {"fit_level": False},
+    "isbench.samplers.prioritized.Prioritized": {"anneal": True},
+}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 
 from isbench import locks
-from isbench.build import Parts, build, instantiate, num_parameters, resolve_device
+from isbench.build import Parts, build, num_parameters, resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
 from isbench.files import LOCK, RECORD
 from isbench.loop import train
-from isbench.probes.base import Probe
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
 from isbench.recording.record import (
@@ -69,18 +68,16 @@ def run(config: RunConfig) -> Outcome:
     rates = rates_of(config, ranks)
     apply_numerics(config.numerics.deterministic, config.numerics.precision, config.numerics.threads)
     with memory_named(device.type):
-        probe: Probe = ranks.attempt(lambda: instantiate("probe", config.probe))
         parts = ranks.attempt(lambda: build(config, device, ranks=ranks))
         if rates is not None:
             parts.learning_rate, parts.schedule = 1.0, replay(rates, parts.progress)
-        ranks.attempt(lambda: probe.allocate(parts))
         try:
             parts.warm_up()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
     with held(folder, device, ranks) as count_runs:
         # Another process may have ended the run while this one got ready.
-        return ended(folder, ranks) or Attempt(config, folder, parts, probe, ranks, count_runs).run()
+        return ended(folder, ranks) or Attempt(config, folder, parts, ranks, count_runs).run()
 
 
 def rates_of(config: RunConfig, ranks: Ranks) -> list[float] | None:
@@ -146,7 +143,6 @@ class Attempt:
     config: RunConfig
     folder: Path
     parts: Parts
-    probe: Probe
     ranks: Ranks
     count_runs: Callable[[], int]
 
@@ -304,7 +300,7 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        measured = self.ranks.attempt(lambda: self.probe.measure(parts, self.folder) if self.ranks.is_first else [])
+        measured = self.ranks.attempt(lambda: parts.probe.measure(parts) if self.ranks.is_first else [])
         for values in self.ranks.first(measured):
             self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
 
