@@ -126,18 +126,31 @@ def test_off_the_curve_there_are_bounds_alone():
     assert curve_shift(*exact(3.0)).speedup == pytest.approx(3, rel=1e-6)
 
 
+@pytest.mark.parametrize("budget", [0.37, 0.51, 0.83, 1.21, 1.7])
+def test_the_ends_of_the_curve_belong_to_it(budget):
+    assert curve_shift(*exact(9.0, [budget])).speedup == pytest.approx(2 / budget, rel=1e-9)
+    assert curve_shift(*exact(0.1, [budget])).speedup == pytest.approx(0.25 / budget, rel=1e-9)
+    assert curve_shift(*exact(2 / budget, [budget])).censored == ""
+
+
 def test_an_interval_that_meets_the_end_of_the_curve_is_open():
     shift = curve_shift(*noisy(np.random.default_rng(0), 1.9, 3, [1.0], 0.05, 0.3))
     assert 1 < shift.low < 1.9 and shift.high == math.inf
 
 
-def test_a_curve_that_rises_by_noise_is_smoothed():
+def test_a_curve_that_rises_by_noise_is_put_in_order():
     baseline, method = exact(1.0, [0.7], seeds=2)
     level = power_law(BUDGETS)
     level[[2, 3]] = level[[3, 2]]  # 0.5 and 0.7 changed places
     baseline["error"] = np.tile(level, 2)
     method["error"] = power_law(0.6)
-    assert 0.5 / 0.7 < curve_shift(baseline, method).speedup < 1
+    shift = curve_shift(baseline, method)
+    assert 0.35 / 0.7 < shift.low < 0.5 / 0.7 < shift.speedup < 1 < shift.high < 1 / 0.7
+    # The error is met three times: the interval reaches from the first to the last.
+    x, y = np.log(BUDGETS / 0.7), np.log(level / power_law(0.6))
+    meets = [x[i] + y[i] / (y[i] - y[i + 1]) * (x[i + 1] - x[i]) for i in range(6) if y[i] * y[i + 1] < 0]
+    assert [shift.low, shift.high] == pytest.approx([math.exp(meets[0]), math.exp(meets[2])])
+    assert shift.speedup == pytest.approx(math.exp(meets[0] + meets[2] - meets[1]))
 
 
 def test_only_complete_pairs_of_seeds_count():
