@@ -40,11 +40,12 @@ def speedup(row: pd.Series) -> str:
     """Write a speed-up with its interval, or what stands in its place."""
     if row["arm"] == row["baseline"]:
         return "1 (baseline)"
-    if row["speedup"] == 0:
-        return f"0 (misses {row['misses']})"
     if math.isnan(row["speedup_low"]):
+        if row["misses"] or row["baseline_misses"]:
+            return f"unknown (misses {row['misses']}, the baseline {row['baseline_misses']})"
         return DASH if math.isnan(row["speedup"]) else f"{number(row['speedup'])}{TIMES}"
-    return f"{row['speedup']:.2f}{TIMES} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+    centre = "" if math.isnan(row["speedup"]) else f"{row['speedup']:.2f}{TIMES} "
+    return f"{centre}[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,6 +106,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
                 "test error (%)": _mean(100 * ends["test_error"]),
                 "test loss": _mean(ends["test_loss"]),
                 "train loss": _mean(ends["train_loss"]),
+                "objective": _mean(ends["objective"]),
                 "updates": count(ends["updates"].mean()),
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
