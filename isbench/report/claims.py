@@ -22,7 +22,7 @@ from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.load import Runs
 from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
 from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number
-from isbench.report.verdicts import NUMBER, RANGE, ROUNDING, Evidence, judge
+from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, judge
 
 STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
 EQUAL = "at equal"
@@ -128,7 +128,7 @@ class Run(NamedTuple):
         return float(np.divide(acted, last["updates"]))
 
     def learned(self) -> float:
-        """Return by how much test error fell from before the first update to the end, NaN where that was not measured."""
+        """Return by how much test error fell from before the first update to the end, NaN where it is unknown."""
         first, last = self.curve.iloc[0], self.curve.iloc[-1]
         return math.nan if first["updates"] else float(first["test_error"] - last["test_error"])
 
@@ -141,7 +141,7 @@ class Quantity:
         measure: of a run, the baseline's run (None without one), the claim, and what the claim says in `of`. A number,
             or bounds of it.
         neutral: its value where there is no effect, None for numbers that are compared as they are.
-        better: on which side a better method lies: 1 above, -1 below, 0 on neither. A run that diverged is on the other.
+        better: on which side a better method lies: 1 above, -1 below, 0 on neither. A diverged run is on the other.
         is_ratio: averaged as a logarithm.
         is_paired: it needs the run of the baseline.
         is_timed: it is made of seconds, whatever is held equal.
@@ -171,7 +171,7 @@ class Quantity:
         return f"{number(self.scale * value)}{self.unit}"
 
     def bounds(self, run: Run, baseline: Run | None, claim: Claim) -> Bounds:
-        """Return what is known of the number: where a run is lost, that it is the worst, or the best for the other arm."""
+        """Return what is known of the number: a lost run's is the worst, a lost baseline makes it the best."""
         lost = [each is not None and each.is_lost(claim) for each in (run, baseline)]
         if any(lost) and not self.has_target:
             if all(lost) or not self.better:
@@ -371,14 +371,14 @@ class Measured(NamedTuple):
     @property
     def misses(self) -> int:
         """Count the seeds at which a run did not reach the target, and did not diverge either."""
-        return sum(bounds.least != bounds.most for bounds in self.values.values())
+        return sum(bool(bounds.least != bounds.most) for bounds in self.values.values())
 
 
 class Finding(NamedTuple):
     """What our runs say on a claim.
 
-    At `misses` of the n seeds an arm did not reach its target, at `diverged` of them a run diverged, and ranks worst. `p` is that of no
-    effect, two-sided, or for an equality and a number that of lying outside the margin.
+    At `misses` of the n seeds an arm did not reach its target, at `diverged` of them a run diverged, and ranks worst.
+    `p` is NaN where no interval judges.
     """
 
     claim: Claim
@@ -462,20 +462,11 @@ def check(claim: Claim, runs: Runs) -> Finding:
     """Measure a claim, and judge it."""
     quantity, measured = QUANTITIES[claim.quantity], measure(claim, runs)
     sample = Sample(list(measured.values.values()), quantity.is_ratio)
-    centre = sample.centre() if sample.n else Centre(*[math.nan] * 5)
-    if quantity.is_ratio:
-        centre = Centre(*np.exp(centre[:4]).tolist(), *centre[4:])
+    centre = sample.centre()
     evidence = _evidence(claim, measured, centre)
-    finding = Finding(
-        claim,
-        centre,
-        sample.n,
-        measured.misses,
-        measured.diverged,
-        _p(claim, evidence, sample),
-        judge(evidence),
-        "",
-    )
+    verdict = judge(evidence)
+    p = _p(claim, evidence, sample) if verdict in JUDGED else math.nan
+    finding = Finding(claim, centre, sample.n, measured.misses, measured.diverged, p, verdict, "")
     return finding._replace(sentence=_sentence(finding, measured))
 
 
@@ -519,15 +510,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _p(claim: Claim, evidence: Evidence, sample: Sample) -> float:
-    """Return the p value of no effect, or of lying outside the margin; NaN where an interval does not judge the claim."""
+    """Return the p value of no effect, two-sided, or for a range and a number of lying outside the margin."""
     quantity = QUANTITIES[claim.quantity]
-    if evidence.about in (RANGE, NUMBER):
-        least, most = map(quantity.scaled, claim.allows())
-        return max(sample.p_above(least), sample.p_below(most))
-    if quantity.neutral is None:
-        return math.nan
-    neutral = quantity.scaled(quantity.neutral)
-    return min(1.0, 2 * min(sample.p_above(neutral), sample.p_below(neutral)))
+    if evidence.about in (RANGE, NUMBER) or quantity.neutral is None:
+        least, most = claim.allows()
+        return max(sample.p_beyond(least, 1), sample.p_beyond(most, -1))
+    return min(1.0, 2 * min(sample.p_beyond(quantity.neutral, side) for side in (1, -1)))
 
 
 def _by_seed(runs: Runs, chosen: pd.DataFrame, probe: str | None) -> dict[tuple[str, str, int], Run]:

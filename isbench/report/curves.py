@@ -1,10 +1,12 @@
 """Learning curves, twice from the same numbers: matplotlib for paper and README, plotly for the page.
 
-A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. Means stop
-where the first seed stops. A run that shared the machine is not drawn against seconds. Colours are from Wong's (Nature
-Methods 2011) and Tol's colour-blind safe sets, fixed per sampler; a dash tells apart those whose colours are close.
+A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. An arm of one
+seed has no mean: it is drawn with open marks. Means stop where the first seed stops. A run that shared the machine is
+not drawn against seconds. Colours are from Wong's (Nature Methods 2011) and Tol's colour-blind safe sets, fixed per
+sampler; a dash tells apart those whose colours are close.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +72,7 @@ class Column(NamedTuple):
 
 ERROR = Column("test_error", "Test error (%)", 100.0)
 LOSS = Column("train_loss", "Train loss")
+OBJECTIVE = Column("objective", "Objective")
 SECONDS = Column("train_seconds", "Training time (s)")
 EPOCHS = Column("epoch", "Epochs trained")
 
@@ -123,6 +126,11 @@ def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, i
     intervals = np.array([t_interval(column)[:2] for column in values.T]).reshape(-1, 2)
     mean, half_width = intervals.T
     return Band(grid, mean, np.maximum(mean - half_width, floor), mean + half_width)
+
+
+def is_single(mean: Band) -> bool:
+    """Say whether a mean is of one seed."""
+    return bool(len(mean.x) and np.isnan(mean.low).all())
 
 
 class Comparison(NamedTuple):
@@ -195,7 +203,14 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
 def draw_band(
     panel: Axes, name: str, seeds: list[pd.DataFrame], mean: Band, x: Column, y: Column, style: Style
 ) -> None:
-    """Draw a mean with its band, and the seeds as thin lines."""
+    """Draw a mean with its band, and the seeds as thin lines; or one seed with open marks."""
+    if is_single(mean):
+        marks: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "none", "linewidth": 0.7}
+        marks |= {"color": style.colour, "linestyle": style.dash}
+        for place, curve in enumerate(seeds):
+            label = "_" if place else f"{name}, one seed"
+            panel.plot(curve[x.column], curve[y.column] * y.scale, label=label, **marks)
+        return
     for curve in seeds:
         panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)
     panel.fill_between(mean.x, mean.low, mean.high, color=style.colour, alpha=0.14, linewidth=0)
@@ -213,7 +228,22 @@ def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> 
         figure, data = drawing(runs)
         for name in formats:
             figure.savefig(stem.with_suffix(f".{name}"), dpi=160, metadata=dates[name])
+            if name == "svg":
+                _number_clips(stem.with_suffix(".svg"))
     return data
+
+
+def _number_clips(path: Path) -> None:
+    """Name the clipping paths of an SVG in their order: matplotlib names them by the last bits of their corners.
+
+    The layout's solver does not repeat those bits within one process.
+    """
+    numbers: dict[str, str] = {}
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        re.sub(r"\bp[0-9a-f]{10}\b", lambda name: numbers.setdefault(name[0], f"clip{len(numbers)}"), text),
+        encoding="utf-8",
+    )
 
 
 def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:
@@ -253,16 +283,13 @@ def _traces(comparison: Comparison, arm: str, x: Column, y: Column, style: Style
     outline = {"x": there_and_back, "y": np.concatenate([middle.high, middle.low[::-1]])}
     line = {"color": style.colour, "dash": PLOTLY_DASH[style.dash], "width": 2.4}
     thin_line = {"color": style.colour, "width": 0.8}
+    points = {"x": middle.x.round(4), "y": middle.mean, "customdata": spread, "mode": "lines", "line": line}
+    if is_single(middle):
+        points = {"x": thin[x.column], "y": thin[y.column] * y.scale, "mode": "markers"}
+        points["marker"] = {"symbol": "circle-open", "color": style.colour, "size": 7}
+        mean = mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ", one seed")
     return [
         go.Scatter(outline, fill="toself", fillcolor=style.colour, opacity=0.13, line={"width": 0}, **quiet),
         go.Scatter(x=thin[x.column], y=thin[y.column] * y.scale, line=thin_line, opacity=0.28, **quiet),
-        go.Scatter(
-            x=middle.x.round(4),
-            y=middle.mean,
-            customdata=spread,
-            mode="lines",
-            line=line,
-            name=arm,
-            hovertemplate=mean if len(seeds) > 1 else mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ""),
-        ),
+        go.Scatter(points, name=arm, hovertemplate=mean),
     ]

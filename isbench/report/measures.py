@@ -55,47 +55,49 @@ class Centre(NamedTuple):
 
 
 class Sample:
-    """Values of one quantity over seeds, each between bounds, on the scale on which they are averaged.
+    """Values of one quantity over seeds, each between bounds; those that are NaN are left out.
 
-    Where all are known, the centre is their mean and the interval Student's. Else it is the median, with the narrowest
-    interval between order statistics that reaches 95 %; below six values the widest, at the level that it has.
+    Where all are known, the centre is their mean and the interval Student's, of ratios on logs. Else it is the median,
+    with the narrowest interval between order statistics that reaches 95 %; below six values the widest, at its level.
     """
 
     def __init__(self, values: Sequence[tuple[float, float]], is_ratio: bool = False) -> None:
         known = np.array(values, dtype=float).reshape(-1, 2)
-        with np.errstate(divide="ignore"):
-            scaled = np.log(known) if is_ratio else known
-        self.least, self.most = scaled[~np.isnan(scaled).any(axis=1)].T
+        self.is_ratio = is_ratio
+        self.least, self.most = self._scaled(known[~np.isnan(known).any(axis=1)]).T
         self.is_known = bool(np.isfinite(self.least).all() and (self.least == self.most).all())
         self.n = len(self.least)
 
     def centre(self, level: float = 0.95) -> Centre:
         if self.is_known:
             mean, half_width, _ = t_interval(self.least, level)
-            return Centre(mean, mean, mean - half_width, mean + half_width, level)
-        least, most = np.sort(self.least), np.sort(self.most)
-        middle = (self.n - 1) // 2, self.n // 2
-        medians = (float(sum(side[place] for place in middle) / 2) for side in (least, most))
-        depths = [depth for depth in range(self.n // 2) if 1 - 2 * bdtr(depth, self.n, 0.5) >= level]
-        depth = max(depths, default=0)
-        low, high = (least[depth], most[-1 - depth]) if self.n > 1 else (np.nan, np.nan)
-        return Centre(*medians, float(low), float(high), float(1 - 2 * bdtr(depth, self.n, 0.5)), True)
+            least = most = mean
+            low, high = mean - half_width, mean + half_width
+        else:
+            lower, upper = np.sort(self.least), np.sort(self.most)
+            least, most = (np.mean(side[[(self.n - 1) // 2, self.n // 2]]) for side in (lower, upper))
+            levels = [float(1 - 2 * bdtr(depth, self.n, 0.5)) for depth in range((self.n + 1) // 2)]
+            depth = max((depth for depth, reached in enumerate(levels) if reached >= level), default=0)
+            low, high = (lower[depth], upper[-1 - depth]) if self.n > 1 else (np.nan, np.nan)
+            level = levels[depth]
+        if self.is_ratio:
+            least, most, low, high = np.exp((least, most, low, high))
+        return Centre(float(least), float(most), float(low), float(high), level, not self.is_known)
 
-    def p_above(self, bound: float) -> float:
-        """Return the one-sided p of the centre lying above `bound`: of a t test, or of a sign test. NaN below two values."""
+    def p_beyond(self, bound: float, side: int) -> float:
+        """Return the one-sided p of the centre lying above `bound` (side 1) or below (-1), by t or by signs."""
+        place = float(self._scaled(np.array(bound)))
         if self.n < 2:
             return float("nan")
         if not self.is_known:
-            return float(bdtr(self.n - np.count_nonzero(self.least > bound), self.n, 0.5))
-        difference, error = self.least.mean() - bound, self.least.std(ddof=1) / np.sqrt(self.n)
-        if error == 0:
-            return float(difference <= 0)
-        return float(stdtr(self.n - 1, -difference / error))
+            beyond = self.least > place if side > 0 else self.most < place
+            return float(bdtr(self.n - np.count_nonzero(beyond), self.n, 0.5))
+        difference, error = side * (self.least.mean() - place), self.least.std(ddof=1) / np.sqrt(self.n)
+        return float(stdtr(self.n - 1, -difference / error)) if error else float(difference <= 0)
 
-    def p_below(self, bound: float) -> float:
-        """Return the one-sided p of the centre lying below `bound`."""
-        mirrored = Sample(list(zip(-self.most, -self.least, strict=True)))
-        return mirrored.p_above(-bound)
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log(values) if self.is_ratio else values
 
 
 class Speedup(NamedTuple):
@@ -148,7 +150,7 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = 
 
 
 def time_bounds(curve: pd.DataFrame, column: str, target: float, axis: str, diverged: bool) -> Bounds:
-    """Return what is known of where `column` falls to a target: after the end for a miss, never for a diverged run's."""
+    """Return bounds of where `column` falls to a target: after the end for a miss, never after divergence."""
     reached = time_to_target(curve, column, target, axis)
     if np.isinf(reached) and not diverged:
         return Bounds(float(curve[axis].max()), reached)
@@ -174,12 +176,10 @@ def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
     """Compare bounds of the seconds to the target, both indexed by seed, over their common seeds."""
     pairs = pd.concat([baseline_times, method_times], axis=1, join="inner", keys=["baseline", "method"]).dropna()
     sample = Sample([ratio_bounds(*pair) for pair in pairs.itertuples(index=False)], is_ratio=True)
-    centre = sample.centre() if sample.n else Centre(*[float("nan")] * 5)
-    ratio, low, high = np.exp((centre.value, centre.low, centre.high)).tolist()
-    if centre.level < 0.95:
-        low = high = float("nan")
+    centre = sample.centre()
+    low, high = (centre.low, centre.high) if centre.level >= 0.95 else (float("nan"), float("nan"))
     misses = sum(bool(np.isinf(bounds.most)) for bounds in pairs["baseline"])
-    return Speedup(ratio, low, high, sample.n, misses)
+    return Speedup(centre.value, low, high, sample.n, misses)
 
 
 def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 from isbench.report.measures import outcome, t_interval
 
@@ -89,8 +90,25 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
+def clocks(runs: Runs) -> dict[str, str]:
+    """Say why the runs of an arm were not timed by one clock: other cards, or code whose step is over 10 % faster."""
+    last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
+    timed = runs.runs[runs.runs["alone"] & runs.runs["status"].isin(ENDED) & runs.runs["run_id"].isin(last.index)]
+    found = {}
+    for arm, part in timed.groupby("arm"):
+        devices = sorted(part["gpu"].fillna(part["cpu"]).dropna().unique())
+        ends = last.loc[part["run_id"]]
+        steps = (ends["train_seconds"] / ends["updates"]).groupby(part["git_commit"].to_numpy()).mean()
+        if len(devices) > 1:
+            found[str(arm)] = f"runs on {' and '.join(devices)}"
+        elif steps.max() > 1.1 * steps.min():
+            found[str(arm)] = f"a step of one commit takes {steps.max() / steps.min():.2f}{TIMES} that of another"
+    return found
+
+
 def arms_table(runs: Runs) -> pd.DataFrame:
     """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first."""
+    mixed = clocks(runs)
     last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
     equivalent = last["effective_updates"] * last["epoch"] / last["updates"]
     rows = []
@@ -111,7 +129,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
                 "examples scored": count(ends["examples_scored"].mean()),
-                "seconds": _mean(alone),
+                "seconds": _mean(alone) + (" (not one clock)" if arm in mixed else ""),
                 "not finished": str(len(part) - len(finished)),
             }
         )

@@ -1,7 +1,7 @@
-"""The words for what an interval says about a published claim: one ordered table of rules, the first that applies decides.
+"""What an interval says about a published claim: one ordered table of rules, the first that applies decides.
 
-Numbers are judged as effects: on the scale on which they are averaged (logs for ratios), with no effect at 0 where there
-is one, and turned so that what a claim says lies above it. A claim is about
+Numbers are judged as effects: on the scale on which they are averaged (logs for ratios), with no effect at 0 where
+there is one, and turned so that what a claim says lies above it. A claim is about
 
 - an effect: of a published size, with or without a margin, or of a smallest size that counts;
 - a range: no effect within a margin, or at least a threshold where nothing would be no effect;
@@ -10,7 +10,7 @@ is one, and turned so that what a claim says lies above it. A claim is about
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 LEAST_ACTED = 0.05  # of a method's updates
@@ -164,15 +164,14 @@ def judge(evidence: Evidence) -> str:
     return next(rule.name for rule in RULES if rule.decides(evidence))
 
 
-def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
-    """Say which of a family of tests are significant when the chance of a single false one is kept to `level` (Holm 1979).
+JUDGED = {rule.name for rule in RULES if rule.about in (EFFECT, RANGE, NUMBER)}
 
-    A NaN is no test, and is not counted.
-    """
-    tests = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
-    found = [False] * len(p_values)
-    for rank, (p, place) in enumerate(tests):
-        if p > level / (len(tests) - rank):
+
+def holm(p_values: Mapping[str, float], level: float = 0.05) -> set[str]:
+    """Return which of a family of tests find something, with a chance of at most `level` that any errs (Holm 1979)."""
+    found: set[str] = set()
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        if p_values[name] > level / (len(p_values) - rank):
             break
-        found[place] = True
+        found.add(name)
     return found
