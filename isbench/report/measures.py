@@ -75,7 +75,11 @@ class Sample:
             low, high = mean - half_width, mean + half_width
         else:
             lower, upper = np.sort(self.least), np.sort(self.most)
-            least, most = (np.mean(side[[(self.n - 1) // 2, self.n // 2]]) for side in (lower, upper))
+            first, second = (self.n - 1) // 2, self.n // 2
+            if np.isinf(lower[first]) or np.isinf(upper[second]):
+                least, most = lower[first], upper[second]  # between which any median of theirs lies
+            else:
+                least, most = (lower[first] + lower[second]) / 2, (upper[first] + upper[second]) / 2
             levels = [float(1 - 2 * bdtr(depth, self.n, 0.5)) for depth in range((self.n + 1) // 2)]
             depth = max((depth for depth, reached in enumerate(levels) if reached >= level), default=0)
             low, high = (lower[depth], upper[-1 - depth]) if self.n > 1 else (np.nan, np.nan)
