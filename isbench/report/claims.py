@@ -510,11 +510,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _p(claim: Claim, evidence: Evidence, sample: Sample) -> float:
-    """Return the p value of no effect, two-sided, or for a range and a number of lying outside the margin."""
+    """Return the two-sided p of no effect, or for a range and a number of lying on the edge of what agrees with it."""
     quantity = QUANTITIES[claim.quantity]
     if evidence.about in (RANGE, NUMBER) or quantity.neutral is None:
         least, most = claim.allows()
-        return max(sample.p_beyond(least, 1), sample.p_beyond(most, -1))
+        inside = max(sample.p_beyond(least, 1), sample.p_beyond(most, -1))
+        return min(1.0, 2 * min(inside, sample.p_beyond(least, -1), sample.p_beyond(most, 1)))
     return min(1.0, 2 * min(sample.p_beyond(quantity.neutral, side) for side in (1, -1)))
 
 
