@@ -104,6 +104,11 @@ def test_what_is_inherited_is_merged_field_by_field() -> None:
         ("arm: lenet", "arms: lenet", "x.yaml: about.claims.the norms, LeNet-5.arm"),
         ("quantity: correlation", "quantity: corelation", "quantity corelation: did you mean correlation?"),
         ("y: logit", "z: logit", "x.yaml: about.claims.the norms, LeNet-5: value error, of: "),
+        (
+            "arm: lenet}",
+            "arm: lenet, smallest: 0.5}",
+            "x.yaml: about: value error, one of the claims that can be judged",
+        ),
         ("{minutes: 9", "{minutes: 9]", "x.yaml: about: while parsing a flow mapping"),
     ],
 )

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from isbench.errors import UserError
 from isbench.report.__main__ import main
-from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
+from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, draw_comparison, styles
 from isbench.report.load import describe, load_runs
 from isbench.report.measures import (
     Bounds,
@@ -28,7 +29,7 @@ from isbench.report.measures import (
     verdict,
 )
 from isbench.report.page import disagreements
-from isbench.report.tables import clocks, number, plus_minus, speedup
+from isbench.report.tables import arms_table, clocks, number, plus_minus, speedup
 from tests.report_samples import config, write_run
 
 
@@ -190,6 +191,7 @@ def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
     assert rows_of(table, "uniform")["test_error"] == pytest.approx(0.78)
     rais = rows_of(table, "rais")
     assert (rais["n"], rais["diverged"], rais["misses"], rais["speedup"]) == (0, 1, 1, 0)  # never, by its only seed
+    assert rais["test_error"] == math.inf, "its only run ranks worst"
     impon = rows_of(table, "impon")
     assert (impon["n"], impon["not_counted"], impon["misses"], impon["speedup_n"]) == (0, 1, 0, 0)
     assert outcome(impon) == "not compared"
@@ -270,6 +272,33 @@ def test_a_run_that_shared_the_machine_is_not_compared_by_seconds(twice):
     assert any("1 runs shared the machine" in line for line in disagreements(runs.runs))
     (comparison,) = comparisons(runs)
     assert len(comparison.seeds("loss", SECONDS)) == 3 and len(comparison.seeds("loss", EPOCHS)) == 4
+
+
+def test_a_diverged_run_leaves_a_median_for_a_mean(twice):
+    write_run(twice, "loss", 3, line(0.02, final=3), status="diverged")
+    write_run(twice, "uniform", 3, line(0.01))
+    runs = load_runs(twice)
+    loss = rows_of(compare_arms(runs), "loss")
+    assert loss["test_error"] == pytest.approx(0.48) and math.isnan(loss["test_error_half_width"])  # 42, 46, 50, worst
+    assert math.isnan(loss["speedup_low"]) and loss["speedup"] == pytest.approx(2)
+    cells = arms_table(runs).set_index("arm")
+    assert cells.loc["loss", "test error (%)"] == "median 48.0" and cells.loc["loss", "diverged"] == "1"
+    assert (
+        cells.loc["loss", "objective"] == "median \N{INFINITY}"
+        and "\N{PLUS-MINUS SIGN}" in cells.loc["uniform", "test error (%)"]
+    )
+
+
+def test_one_seed_is_drawn_with_open_marks(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01))
+    for seed in range(2):
+        write_run(tmp_path, "loss", seed, line(0.02))
+    (comparison,) = comparisons(load_runs(tmp_path))
+    figure = Figure()
+    panel = figure.subplots()
+    draw_comparison(panel, comparison, SECONDS, ERROR, STYLES)
+    marked = {drawn.get_label() for drawn in panel.lines if drawn.get_marker() == "o"}
+    assert marked == {"uniform, one seed"} and panel.lines[-1].get_markerfacecolor() == "none"
 
 
 def test_arms_that_mix_cards_or_faster_code_are_not_one_clock(tmp_path):

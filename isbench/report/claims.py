@@ -255,9 +255,8 @@ def _alignment(run: Run, baseline: Run, claim: Claim) -> float:
 
 
 def _audited(run: Run) -> pd.DataFrame:
-    """Return the rows of the probe `gain` from where the method had begun to act."""
-    acting = run.curve.loc[run.curve["acted_updates"] > 0, "updates"]
-    return run.probed[run.probed["updates"].isin(acting)]
+    """Return the rows of the probe `gain` at which the method acts; before, there is nothing to gain or to estimate."""
+    return run.probed[run.probed["acts"].astype(bool)]
 
 
 def _gain_accuracy(run: Run, baseline: None, claim: Claim) -> float:

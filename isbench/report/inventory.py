@@ -119,7 +119,7 @@ def read(path: Path) -> Experiment:
         first = error.errors()[0]
         claims = list(said.get("claims", ()))
         keys = (claims[key] if isinstance(key, int) else key for key in first["loc"])
-        raise ConfigError(f"{path.name}: about.{'.'.join(keys)}: {first['msg'].lower()}") from None
+        raise ConfigError(f"{path.name}: {'.'.join(['about', *keys])}: {first['msg'].lower()}") from None
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -233,8 +233,12 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     difference = (mine["test_error"] - reference["test_error"]).dropna()
     intervals: dict[str, float] = {}
+    lost = mine["status"].eq("diverged") & mine["test_error"].isna()  # it ranks worst, and leaves no mean
     for name, values in {**mine[["test_error"]], "error_difference": difference, **mine[["train_loss"]]}.items():
         intervals[name], intervals[f"{name}_half_width"], _ = t_interval(values)
+        if lost.any():
+            worst = [np.inf] * int(lost.sum())
+            intervals[name], intervals[f"{name}_half_width"] = float(np.median([*values.dropna(), *worst])), np.nan
     speedup = speedup_over(reference["time"], mine["time"])
     seconds = np.array([bounds.most for bounds in mine["time"]], dtype=float)
     return {

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from isbench.recording.record import ENDED
@@ -85,7 +86,8 @@ def comparison_markdown(table: pd.DataFrame) -> str:
         for (dataset, model), part in table.groupby(["dataset", "model"])
     ]
     reading = (
-        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds."
+        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds, or, "
+        "where one misses the target, their median."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
 
@@ -107,7 +109,10 @@ def clocks(runs: Runs) -> dict[str, str]:
 
 
 def arms_table(runs: Runs) -> pd.DataFrame:
-    """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first."""
+    """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first.
+
+    Errors, losses and objective of an arm of which runs diverged are medians, in which those rank worst.
+    """
     mixed = clocks(runs)
     last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
     equivalent = last["effective_updates"] * last["epoch"] / last["updates"]
@@ -115,22 +120,24 @@ def arms_table(runs: Runs) -> pd.DataFrame:
     for (dataset, model, _, arm), part in runs.runs.groupby(["dataset", "model", runs.runs["arm"] != "uniform", "arm"]):
         finished = part.loc[part["status"] == "finished", "run_id"]
         ends, alone = last.loc[finished], part.loc[part["alone"] & part["run_id"].isin(finished), "seconds"]
+        diverged = int((part["status"] == "diverged").sum())
         rows.append(
             {
                 "data set": dataset,
                 "model": model,
                 "arm": arm,
                 "n": str(len(ends)),
-                "test error (%)": _mean(100 * ends["test_error"]),
-                "test loss": _mean(ends["test_loss"]),
-                "train loss": _mean(ends["train_loss"]),
-                "objective": _mean(ends["objective"]),
+                "test error (%)": _mean(100 * ends["test_error"], diverged),
+                "test loss": _mean(ends["test_loss"], diverged),
+                "train loss": _mean(ends["train_loss"], diverged),
+                "objective": _mean(ends["objective"], diverged),
                 "updates": count(ends["updates"].mean()),
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
                 "examples scored": count(ends["examples_scored"].mean()),
                 "seconds": _mean(alone) + (" (not one clock)" if arm in mixed else ""),
-                "not finished": str(len(part) - len(finished)),
+                "diverged": str(diverged),
+                "not finished": str(len(part) - len(finished) - diverged),
             }
         )
     return pd.DataFrame(rows)
@@ -153,6 +160,8 @@ def _percent(row: pd.Series, name: str) -> str:
     return plus_minus(100 * row[name], 100 * row[f"{name}_half_width"])
 
 
-def _mean(values: pd.Series) -> str:
+def _mean(values: pd.Series, diverged: int = 0) -> str:
+    if diverged:
+        return f"median {number(float(np.median([*values.dropna(), *[math.inf] * diverged])))}"
     mean, half_width, _ = t_interval(values)
     return plus_minus(mean, half_width)
