@@ -172,11 +172,11 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
     share_buffers = not config.sync_norm
     engine = Engine(model, numerics.engine, numerics.precision, device, ranks=ranks, share_buffers=share_buffers)
-    workspace = Workspace(dataset, engine, criterion, config.batch_size, streams, progress, budget, ranks)
-    sampler.bind(workspace)
     step = TrainStep(
         engine, criterion, optimizer, sampler.reweight, sampler.observes, config.clip_norm, ranks, config.sync_norm
     )
+    workspace = Workspace(dataset, step, config.batch_size, streams, progress, budget)
+    sampler.bind(workspace)
     return Parts(
         source,
         dataset,

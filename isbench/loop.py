@@ -18,6 +18,7 @@ def take_update(sampler: Sampler, step: TrainStep, rate: float, progress: Progre
     step.update(gain * rate)
     progress.updates += 1
     progress.effective_updates += gain
+    progress.acted_updates += draw.acts
     progress.examples_trained += len(draw.batch)
     return draw, gain
 

@@ -255,6 +255,7 @@ class Attempt:
             "evaluation",
             updates=progress.updates,
             effective_updates=progress.effective_updates,
+            acted_updates=progress.acted_updates,
             epoch=progress.epoch,
             train_seconds=progress.seconds,
             examples_trained=progress.examples_trained,

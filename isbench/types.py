@@ -54,6 +54,7 @@ class Draw:
     batch: Batch
     weights: Tensor  # (n,) float32
     memo: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ...) each: what `observe` needs to know of this draw
+    acts: bool = True  # whether the method had a say; False while it still, or for now, samples plainly
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the draw, by name."""
@@ -76,11 +77,16 @@ class Forward(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far a run has come. `effective_updates` is the sum of the gains; without gains it equals `updates`."""
+    """How far a run has come.
+
+    `effective_updates` is the sum of the gains; without gains it equals `updates`. `acted_updates` are those at which
+    the method had a say.
+    """
 
     num_examples: int
     updates: int = 0
     effective_updates: float = 0.0
+    acted_updates: int = 0
     seconds: float = 0.0
     examples_trained: int = 0
     examples_scored: int = 0

@@ -71,6 +71,7 @@ def test_gradient_norm_is_before_clipping_and_includes_the_penalty() -> None:
     optimizer = sgd(model, lr=0.1, weight_decay=0.5, decayed="kernels")
     step = make_step(model, optimizer=optimizer, observes=("gradient_norm", "weight_norm"), clip_norm=0.01)
     signals = step.compute_gradient(make_draw(weights=torch.ones(12)))
+    step.update(0.0)
     clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert clipped == pytest.approx(0.01, rel=1e-3)
 

@@ -29,6 +29,7 @@ Row = dict[str, Any]
 COLUMNS: tuple[str, ...] = (
     "updates",
     "effective_updates",
+    "acted_updates",  # at which the method had a say
     "epoch",
     "train_seconds",
     "examples_trained",

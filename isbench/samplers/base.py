@@ -175,7 +175,8 @@ class EpochSampler(Sampler):
     A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
     """
 
-    remembers: tuple[str, ...] = ("_indices", "_weights", "_cursor")
+    remembers: tuple[str, ...] = ("_indices", "_weights", "_cursor", "acts")
+    acts: bool = True  # see `Draw`; `plan` may set it for its pass
 
     def allocate(self) -> None:
         self._indices = torch.empty(0, dtype=torch.int64, device=self.workspace.device)
@@ -198,7 +199,7 @@ class EpochSampler(Sampler):
             weights.append(self._weights[taken])
             self._cursor += len(indices[-1])
             wanted -= len(indices[-1])
-        return Draw(self.workspace.fetch(torch.cat(indices)), torch.cat(weights))
+        return Draw(self.workspace.fetch(torch.cat(indices)), torch.cat(weights), acts=self.acts)
 
 
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class InfoBatch(EpochSampler):
         workspace = self.workspace
         n, device, generator = workspace.num_examples, workspace.device, workspace.generator
         indices = torch.randperm(n, device=device, generator=generator)
-        if workspace.fraction() >= self.stop:
+        self.acts = workspace.fraction() < self.stop
+        if not self.acts:
             return indices, torch.ones(n, device=device)
         # In float64: the mean of equal float32 scores could round to above all of them.
         scores = self.scores[indices].double()

@@ -80,12 +80,13 @@ class OnlineBatchSelection(Sampler):
     def draw(self) -> Draw:
         workspace = self.workspace
         k, n = workspace.batch_size, workspace.num_examples
-        if workspace.progress.examples_trained < n:
+        is_ranked = workspace.progress.examples_trained >= n
+        if not is_ranked:
             indices = workspace.candidates(k)
         else:
             self._refresh()
             indices = self.ranking[draw_ranks(k, n, self.pressure(), workspace.generator)]
-        return Draw(workspace.fetch(indices), torch.ones(k, device=workspace.device))
+        return Draw(workspace.fetch(indices), torch.ones(k, device=workspace.device), acts=is_ranked)
 
     def observe(self, draw: Draw, signals: Signals) -> None:
         indices = draw.batch.indices

@@ -70,7 +70,7 @@ class GatedPresample(Sampler):
         self.is_open = tau > self.tau_threshold
         if not self.is_open:
             batch = workspace.fetch(workspace.uniform(workspace.batch_size))
-            return Draw(batch, torch.ones(len(batch), device=workspace.device))
+            return Draw(batch, torch.ones(len(batch), device=workspace.device), acts=False)
         num_scored, num_drawn = self.sizes(tau)
         pool, scores = self.score_pool(num_scored)
         self._update_tau(scores)

@@ -6,7 +6,8 @@ Deviations:
 
 - the first pass is shuffled, and sampling is uniform from there to the first fit;
 - the constant feature keeps 1e-4 of all uncertainty, so that no probability is zero;
-- the gain ratio is kept between 1 and `max_gain`, and its moments leave the scaling of outliers aside.
+- the gain ratio is put together from ratios that have no unit (see `RAIS.gain_ratio`), since the paper's has none in its
+  text; it is kept between 1 and `max_gain`, and its moments leave the scaling of outliers aside.
 """
 
 from collections.abc import Callable
@@ -33,12 +34,11 @@ from isbench.samplers.uncertainty import (
     store,
     weigh,
 )
-from isbench.signals import FULL_GRADIENT
 from isbench.types import Draw
 
-LAST_LAYER = "last_layer_gradient_norm"
 NORM = "logit_gradient_norm"
 SHARE_OF_BIAS = 1e-4
+FORGETTING = 0.2  # per second batch: rho moves slowly, and one <g, g'> / R has a standard deviation of 0.1 to 0.16
 TINY = 1e-300
 QUIET = np.errstate(all="ignore")  # a run that diverges is noticed by its loss
 
@@ -62,11 +62,9 @@ class RAIS(Sampler):
         gain: multiply the learning rate by the gain ratio r, and advance the schedule by it unless the budget is in
             seconds.
         max_gain: the largest r used.
-        calibration: how recorded norms get the unit of whole gradients in r. full_gradient: by kappa^2, measured on a
-            few examples. last_layer: as norms of the last layer, without the other layers' gain. none: not at all, as
-            in the paper's text.
-        calibrate_every: updates between measurements of kappa.
-        calibration_examples: examples per measurement.
+        calibration: how the recorded norms, of the loss layer, get the unit of whole gradients in r. second_batch: by
+            rho, from a second batch at the same parameters. none: not at all, as the paper's text reads.
+        calibrate_every: updates between second batches.
         outlier_threshold: Q above which the loss of an example is scaled down; null for never.
         weighted_norm: weight the statistics of batch norm by 1 / (N p_i).
 
@@ -90,9 +88,8 @@ class RAIS(Sampler):
         smoothing: Annotated[float, Gt(0), Le(1)] = 0.01,
         gain: bool = True,
         max_gain: Annotated[float, Ge(1)] = 20.0,
-        calibration: Literal["full_gradient", "last_layer", "none"] = "full_gradient",
+        calibration: Literal["second_batch", "none"] = "second_batch",
         calibrate_every: Annotated[int, Ge(1)] = 100,
-        calibration_examples: Annotated[int, Ge(1)] = 16,
         outlier_threshold: Annotated[float, Gt(0)] | None = 100.0,
         weighted_norm: bool = True,
     ):
@@ -100,14 +97,12 @@ class RAIS(Sampler):
         self.fit_examples = fit_examples
         self.smoothing = smoothing
         self.has_gain = gain
-        self.is_calibrated = gain and calibration == "full_gradient"
+        self.is_calibrated = gain and calibration == "second_batch"
         self.max_gain = max_gain
         self.calibrate_every = calibrate_every
-        self.calibration_examples = calibration_examples
         self.outlier_threshold = outlier_threshold
         self.weighted_norm = weighted_norm
-        self.gain_norm = LAST_LAYER if calibration == "last_layer" else NORM
-        self.observes = tuple(dict.fromkeys((NORM, "gradient_norm", self.gain_norm))) if gain else (NORM,)
+        self.observes = (NORM, "gradient_norm") if gain else (NORM,)
 
     def allocate(self) -> None:
         workspace = self.workspace
@@ -132,7 +127,7 @@ class RAIS(Sampler):
         self.d[BIAS] = 1
         self.tree = SumTree(num_examples, num_sets=2)  # of <c, s_i> and of <d, s_i>
         self.tree.fill(torch.tensor([[0.0], [1.0]]))
-        self.register_buffer("averages", torch.zeros(4, dtype=torch.float64))  # moments and units
+        self.register_buffer("averages", torch.zeros(6, dtype=torch.float64))  # moments, agreement
         self.register_buffer("clipped", torch.zeros((), dtype=torch.int64))  # updates whose gain was limited
         # The same memory as arrays, which are quicker to look up than buffers.
         self._examples, self._rows = self.examples.numpy(), self.rows.numpy()
@@ -154,18 +149,18 @@ class RAIS(Sampler):
 
     @property
     def moments(self) -> Tensor:
-        """Averages of R and of b (U1 - R1), (2,)."""
-        return self.averages[:2]
+        """Averages of 1, of R, the squared norm of the minibatch gradient, and of the loss layer's U1 and R1, (4,)."""
+        return self.averages[:4]
 
     @property
-    def units(self) -> Tensor:
-        """Averages of the squared norms of whole and loss-layer gradients, (2,)."""
-        return self.averages[2:]
+    def agreement(self) -> Tensor:
+        """Averages of 1 and of <g, g'>, (2,)."""
+        return self.averages[4:]
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
         super().warm_up(take_update)
         if self.is_calibrated:
-            self._calibrate(self.draw())
+            self._calibrate()
         self._fit()
 
     def draw(self) -> Draw:
@@ -182,7 +177,8 @@ class RAIS(Sampler):
         weigh(self._weights, items.numpy(), k, total / workspace.num_examples, threshold, numbers.numpy())
         weights, largest_inlier = numbers.to(workspace.device)
         batch = workspace.fetch(indices, self.next_views[indices] if self.stores_views else None)
-        return Draw(batch, weights, {"largest_inlier": largest_inlier})
+        acts = workspace.progress.updates >= self.first_fit
+        return Draw(batch, weights, {"largest_inlier": largest_inlier}, acts)
 
     def reweight(self, draw: Draw, signals: Signals) -> Tensor:
         """Scale the loss of outliers down to where their norm would be the largest inlier."""
@@ -197,7 +193,7 @@ class RAIS(Sampler):
             self._average(weights, signals)
             since = update - self.first_fit
             if self.is_calibrated and since >= 0 and since % self.calibrate_every == 0:
-                self._calibrate(draw)
+                self._calibrate()
         self._remember(draw, indices, norms, weights)
         if update >= self.first_fit:
             if update % self.fit_period == 0:
@@ -206,20 +202,42 @@ class RAIS(Sampler):
                 self._predict(indices)
 
     def gain(self) -> float:
-        """Return the estimated gain ratio (section 4.4, equation 7), between 1 and `max_gain`."""
+        """Return the estimated gain ratio, between 1 and `max_gain`."""
         if not self.has_gain:
             return 1.0
-        ratio, _ = self._gain_ratio()
+        ratio = self.gain_ratio()
         if ratio > self.max_gain:
             self.clipped += 1
         return min(max(ratio, 1.0), self.max_gain)
+
+    def gain_ratio(self) -> float:
+        """Return r = E|g_U|^2 / E|g_R|^2 as estimated (section 4.4), without limits.
+
+        To first order, the train-mode gradient of a batch is the mean of its w_i psi_i, where batch norm and dropout are
+        part of psi. With U1 and R1 the second moments of one example's term, uniform and with RAIS's weights,
+
+            r = 1 + (U1 - R1) / (b R) = 1 + (U1 / R1 - 1) (1 - (1 - 1 / b) rho),   rho = |E g|^2 / R.
+
+        So R1's unit is only needed in the ratio U1 / R1, which the loss layer gives, and in R, which needs no norm of
+        single examples. The first form is the paper's (equation 7), and `calibration` none takes it with the loss
+        layer's U1 and R1 as they are.
+        """
+        _, whole, uniform, robust = self.moments.tolist()
+        if not self.is_calibrated:
+            return 1 + (uniform - robust) / self.workspace.batch_size / max(whole, TINY)
+        excess = uniform / robust - 1 if robust else 0.0
+        return 1 + excess * (1 - (1 - 1 / self.workspace.batch_size) * self.rho())
+
+    def rho(self) -> float:
+        """Return |E g|^2 / E|g|^2 of minibatch gradients, between 0 and 1; 0 before the first second batch."""
+        filled, whole, _, _, filled_too, product = self._averages.tolist()
+        return min(max(product * filled / max(whole * filled_too, TINY), 0.0), 1.0)
 
     def diagnostics(self) -> dict[str, float]:
         predicted, total, _ = self._mixture()
         numbers = {"share_uncertainty": float(1 - predicted / total)}
         if self.has_gain:
-            ratio, unit = self._gain_ratio()
-            numbers.update(gain_ratio=ratio, kappa=unit**0.5, gains_clipped=float(self.clipped))
+            numbers.update(gain_ratio=self.gain_ratio(), rho=self.rho(), gains_clipped=float(self.clipped))
         return numbers
 
     def _mixture(self) -> tuple[float, float, float]:
@@ -235,17 +253,14 @@ class RAIS(Sampler):
         return self.tree.draw_at(masses.mul_(total), scales=(1.0, k))
 
     def _average(self, weights: Tensor, signals: Signals) -> None:
-        """Move the averages of R and of b (U1 - R1) towards this batch."""
-        norms, whole = (signals[name].cpu().numpy() for name in (self.gain_norm, "gradient_norm"))
+        """Move the averages of R, U1 and R1 towards this batch."""
+        norms, whole = (signals[name].cpu().numpy() for name in (NORM, "gradient_norm"))
         average(self._averages, self.smoothing, whole.item(), weights.numpy(), norms)
 
-    def _calibrate(self, draw: Draw) -> None:
-        """Move the averages behind kappa towards the first few examples of this batch, with their weights."""
-        few = torch.arange(min(self.calibration_examples, len(draw.batch)), device=draw.weights.device)
-        batch, weights = draw.batch.take(few), draw.weights[few].double()
-        squares = [self.workspace.score(batch, signal).double().square() for signal in (FULL_GRADIENT, NORM)]
-        forget = (1 - self.smoothing) ** self.calibrate_every  # as fast as the moments
-        self.units.lerp_(torch.stack([weights.dot(square) for square in squares]).cpu(), 1 - forget)
+    def _calibrate(self) -> None:
+        """Move the averages behind rho towards this batch and a second one."""
+        product = self.workspace.gradient_product(self.draw()).item()
+        self.agreement.lerp_(torch.tensor([1.0, product], dtype=torch.float64), FORGETTING)
 
     def _remember(self, draw: Draw, indices: Tensor, norms: Tensor, weights: Tensor) -> None:
         """Keep the batch for the fit, with its features as drawn; then its norms, and the views of its next visits."""
@@ -258,14 +273,6 @@ class RAIS(Sampler):
             offsets = self.workspace.view_offset(self.next_views[where])
             assert offsets is not None
             self.features[indices, -1] = offsets.cpu()
-
-    def _gain_ratio(self) -> tuple[float, float]:
-        """Return r and kappa^2."""
-        whole, gained, true, recorded = self._averages.tolist()
-        unit = 1.0
-        if self.is_calibrated:
-            unit = true / recorded if recorded else 0.0
-        return 1 + unit * gained / self.workspace.batch_size**2 / max(whole, TINY), unit
 
     @QUIET
     def _fit(self) -> None:

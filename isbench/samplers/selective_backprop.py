@@ -88,7 +88,8 @@ class SelectiveBackprop(Sampler):
             seen += self._size
         positions = torch.arange(len(queue), device=workspace.device)
         self._queue = queue.take(positions[b:])
-        return Draw(queue.take(positions[:b]), torch.ones(b, device=workspace.device))
+        acts = self._candidates > self.priming_passes * workspace.num_examples
+        return Draw(queue.take(positions[:b]), torch.ones(b, device=workspace.device), acts=acts)
 
     def diagnostics(self) -> dict[str, float]:
         return {"selected_share": self._selected / max(1, self._candidates)}

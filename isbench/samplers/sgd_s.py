@@ -64,7 +64,8 @@ class SGDS(EpochSampler):
     def plan(self) -> tuple[Tensor, Tensor]:
         workspace = self.workspace
         self._passes += 1
-        if self._passes <= self.transient_passes:
+        self.acts = self._passes > self.transient_passes
+        if not self.acts:
             indices = torch.arange(workspace.num_examples, device=workspace.device)
             if self.transient_order == "shuffled":
                 indices = torch.randperm(len(indices), device=workspace.device, generator=workspace.generator)

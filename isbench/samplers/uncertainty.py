@@ -104,16 +104,20 @@ def predict(coefficients: np.ndarray, examples: np.ndarray, indices: np.ndarray,
 def average(
     averages: np.ndarray, smoothing: float, gradient_norm: float, weights: np.ndarray, norms: np.ndarray
 ) -> None:
-    """Move the averages of R and of b (U1 - R1) towards those of a batch (section 4.4).
+    """Move the averages of 1, R, U1 and R1 (4,) towards those of a batch (section 4.4).
 
-    Summed over the batch, w v^2 is b U1 and (w v)^2 is b R1.
+    Averaged over the batch, w v^2 estimates U1 and (w v)^2 estimates R1. The average of 1, which starts from 0 as well,
+    tells how far the others have come.
     """
-    gained = 0.0
+    uniform = robust = 0.0
     for j in range(len(norms)):
         weighted = np.float64(weights[j]) * norms[j]
-        gained += weighted * (norms[j] - weighted)
-    averages[0] += smoothing * (gradient_norm**2 - averages[0])
-    averages[1] += smoothing * (gained - averages[1])
+        uniform += weighted * norms[j]
+        robust += weighted * weighted
+    averages[0] += smoothing * (1 - averages[0])
+    averages[1] += smoothing * (gradient_norm**2 - averages[1])
+    averages[2] += smoothing * (uniform / len(norms) - averages[2])
+    averages[3] += smoothing * (robust / len(norms) - averages[3])
 
 
 def robust_scale(total_uncertainty: float, num_examples: int) -> float:

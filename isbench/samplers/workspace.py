@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from isbench.data.resident import ResidentDataset
-from isbench.signals import FULL_GRADIENT, PER_EXAMPLE, CrossEntropy, per_example, per_example_gradient_norm
+from isbench.signals import FULL_GRADIENT, PER_EXAMPLE, per_example, per_example_gradient_norm
 from isbench.training.budget import Budget
-from isbench.training.engine import Engine, Tensors
-from isbench.training.ranks import ALONE, Ranks, SharedBatch
+from isbench.training.engine import Tensors
+from isbench.training.ranks import SharedBatch
+from isbench.training.step import TrainStep
 from isbench.training.streams import Streams
-from isbench.types import Batch, Progress
+from isbench.types import Batch, Draw, Progress
 
 
 class Workspace:
@@ -41,36 +42,35 @@ class Workspace:
     def __init__(
         self,
         dataset: ResidentDataset,
-        engine: Engine,
-        criterion: CrossEntropy,
+        step: TrainStep,
         batch_size: int,
         streams: Streams,
         progress: Progress,
         budget: Budget,
-        ranks: Ranks = ALONE,
     ):
         self._dataset = dataset
-        self._engine = engine
-        self._model = engine.model
-        self._criterion = criterion
+        self._step = step
+        self._engine = step.engine
+        self._model = step.engine.model
+        self._criterion = step.criterion
         self.batch_size = batch_size
         self._streams = streams
         self.progress = progress
         self._budget = budget
-        self._ranks = ranks
+        self._ranks = step.ranks
         self._score_chunk = dataset.chunk_size
         self.device = dataset.device
         self.num_examples = dataset.num_examples
         self.num_classes = dataset.num_classes
         self.targets = dataset.targets
         self.input_shape = dataset.input_shape
-        self.num_features = engine.model.head.in_features
-        self.has_recurrent_layers = engine.model.has_recurrent_layers
+        self.num_features = self._model.head.in_features
+        self.has_recurrent_layers = self._model.has_recurrent_layers
         self.stored_views = dataset.stored_views
         self.generator = streams.sampler
         self._order: Tensor | None = None  # the current shuffled pass of `candidates`
         self._cursor = 0
-        self._scores = {signal: engine.captured(partial(self._forward_score, signal)) for signal in PER_EXAMPLE}
+        self._scores = {signal: self._engine.captured(partial(self._forward_score, signal)) for signal in PER_EXAMPLE}
         self._gradient_chunk = max(1, self._score_chunk // 8)  # activations are kept for the backward pass
 
     def fraction(self) -> float:
@@ -146,6 +146,14 @@ class Workspace:
         self._model.train()
         self.progress.examples_scored += self.num_examples
         return [self._ranks.add_up(tensor) for tensor in gradient]
+
+    def gradient_product(self, draw: Draw) -> Tensor:
+        """Return <g, g'>, (): g is the gradient of the update in progress, g' that of `draw` at the same parameters.
+
+        Both are the gradients that training takes: in train mode, with the sampler's weights, the penalty included.
+        """
+        self.progress.examples_scored += len(draw.batch)
+        return self._step.product_with(draw)
 
     def parameters(self) -> list[Tensor]:
         """Return the trainable parameters, without a graph."""

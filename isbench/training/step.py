@@ -81,12 +81,29 @@ class TrainStep:
         losses.backward(weights)
         for name in self.step_signals:
             signals[name] = getattr(self, f"_{name}")()
-        if self.clip_norm is not None:
-            clip_grad_norm_(self.parameters, self.clip_norm)
         return {**signals, "objective": torch.dot(weights, losses.detach())}
+
+    def product_with(self, draw: Draw) -> Tensor:
+        """Return the inner product of the gradient in place and that of another draw at the same parameters, ().
+
+        Both count the weight decay's part. The gradient and the running statistics stay as they are.
+        """
+        buffers = list(self.engine.model.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        gradients = [None if p.grad is None else p.grad.clone() for p in self.parameters]
+        first = [gradient.clone() for gradient in self._whole_gradient()]
+        self._gradient(draw)
+        products = torch._foreach_mul(first, self._whole_gradient())
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+        return torch.stack([product.sum() for product in products]).sum()
 
     def update(self, learning_rate: float) -> None:
         """Take one optimizer step at this rate."""
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.parameters, self.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -112,16 +129,21 @@ class TrainStep:
         """Drop what is kept for `report`."""
         self._losses, self._rates = [], []
 
-    def _gradient_norm(self) -> Tensor:
-        """Return the norm of the whole gradient before clipping, the weight decay's part included."""
-        parts: list[Tensor] = []
+    @torch.no_grad()
+    def _whole_gradient(self) -> list[Tensor]:
+        """Return the gradient in place of each parameter that has one, the weight decay's part included."""
+        whole: list[Tensor] = []
         for group in self.optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = tuple(p.grad for p in parameters)
+            gradients = [p.grad for p in parameters]
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-            parts.extend(torch._foreach_norm(gradients))
-        return torch.linalg.vector_norm(torch.stack(parts)).detach()
+            whole.extend(gradients)
+        return whole
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient before clipping."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._whole_gradient())))
 
     def _weight_norm(self) -> Tensor:
         """Return the norm of all trainable parameters together."""
