@@ -106,7 +106,10 @@ def test_a_diverged_run_ranks_worst(three):
         assert finding.n == 4 and "1 diverged of 4 seeds" in finding.sentence
     ratio = found(three, "test_error_ratio", smallest=1.05)
     assert ratio.verdict == "inconclusive", "three seeds better, one lost: 87.5 % alone"
-    assert found(three, "test_error_difference", at=2).centre.value == pytest.approx(2.15), "all had come to 2 s"
+    early = found(three, "test_error_difference", at=2)
+    assert early.centre.value == pytest.approx(2.15) and early.diverged == 0, "all had come to 2 s"
+    speed = found(three, "speedup", of={"target": 0.75}, smallest=1.05)
+    assert speed.diverged == 1 and speed.verdict == "inconclusive", "however few its evaluations"
     write_run(three, "uniform", 3, falling(0.01, final=4), status="diverged", **UPDATES)
     assert found(three, "test_error_difference").centre.low == -math.inf
     assert found(three, "test_error_difference").centre.high == math.inf
@@ -115,26 +118,28 @@ def test_a_diverged_run_ranks_worst(three):
 
 
 def test_a_method_that_did_not_act_is_not_judged(three):
-    idle = {"sampler/is_open": 0.0, "examples_scored": 0}
+    def verdict(**rest):
+        return found(three, **{"quantity": "test_error_ratio", "smallest": 1.05, **rest}).verdict
 
-    def runs(**columns):
-        runs = load_runs(three)
-        mine = runs.rows["arm"] == "loss"
-        return replace(
-            runs,
-            rows=runs.rows.assign(**{k: runs.rows.get(k, math.nan) for k in columns}).pipe(
-                lambda rows: rows.assign(**{k: rows[k].where(~mine, v) for k, v in columns.items()})
-            ),
-        )
+    assert verdict() == "reproduced", "nothing tells"
+    for acted, word in ((9, "not exercised"), (10, "reproduced")):  # of 200 updates
+        for seed, slope in enumerate((0.020, 0.022, 0.024)):
+            write_run(
+                three, "loss", seed, falling(slope), acted=lambda updates, most=acted: min(updates, most), **UPDATES
+            )
+        assert verdict() == word
+    write_run(three, "loss", 0, falling(0.02), acted=lambda updates: 0, **UPDATES)
+    number = {"quantity": "test_error", "smallest": None, "published": 0.46, "margin": 0.1}
+    assert verdict() == "not exercised" and verdict(**number) == "reproduced", "a number of the arm, not of its method"
 
+
+def test_old_records_tell_of_a_gate_that_never_opened(three):
     claim = Claim(text="a claim", quantity="test_error_ratio", arm="loss", smallest=1.05)
-    assert check(claim, runs()).verdict == "reproduced", "nothing tells"
-    assert check(claim, runs(**idle)).verdict == "not exercised"
-    assert check(claim, runs(**{**idle, "examples_scored": 640.0})).verdict == "reproduced"
-    assert check(claim, runs(acted_updates=9.0)).verdict == "not exercised", "9 of 200"
-    assert check(claim, runs(acted_updates=10.0)).verdict == "reproduced", "10 of 200"
-    own = Claim(text="a claim", quantity="test_error", arm="loss", published=0.46, margin=0.1)
-    assert check(own, runs(**idle)).verdict == "reproduced", "a number of the arm, not of its method"
+    for scored, word in ((0, "not exercised"), (640, "reproduced")):
+        runs = load_runs(three)
+        is_gated = runs.rows["arm"] == "loss"
+        gate = {"sampler/is_open": np.where(is_gated, 0, np.nan), "examples_scored": np.where(is_gated, scored, 0)}
+        assert check(claim, replace(runs, rows=runs.rows.assign(**gate))).verdict == word
 
 
 def test_a_baseline_at_chance_is_no_baseline(tmp_path):

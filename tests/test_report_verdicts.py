@@ -94,7 +94,7 @@ def test_rules_come_with_the_words_that_are_promised():
 def verdict(quantity, low, high, n=3, **rest):
     """Judge an interval in the units of its quantity."""
     claim = Claim(text="a claim", quantity=quantity, arm="loss", **rest)
-    measured = Measured({("", "", seed): Bounds(low, high) for seed in range(n)}, [], [], None, 0)
+    measured = Measured({("", "", seed): Bounds(low, high) for seed in range(n)}, [], [], None, 0, 0, 0)
     return judge(_evidence(claim, measured, Centre(low, high, low, high, 0.95)))
 
 
@@ -134,6 +134,8 @@ def verdict(quantity, low, high, n=3, **rest):
         ("test_error", 0.04, 0.047, {"published": 0.05, "margin": 0.002}, "smaller"),
         ("test_error", 0.04, 0.06, {}, "descriptive"),
         ("test_error_difference", -1, 2, {}, "descriptive"),
+        ("test_error_difference", -3, -1.5, {"smallest": -1}, "reproduced"),
+        ("test_error_difference", -0.5, 0.5, {"smallest": -1}, "refuted"),
     ],
 )
 def test_verdicts_in_the_units_of_their_quantities(quantity, low, high, rest, word):

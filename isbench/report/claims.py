@@ -82,12 +82,16 @@ class Claim:
             raise ValueError("published and smallest are the same where both are given: at least so much")
         return self
 
+    def is_upward(self) -> bool:
+        """Say whether the smallest effect that counts lies above no effect, or is a threshold."""
+        neutral = QUANTITIES[self.quantity].neutral
+        return self.smallest is not None and (neutral is None or self.smallest > neutral)
+
     def allows(self) -> tuple[float, float]:
         """Return the least and the most that agree with the claim; NaN where it says nothing."""
         quantity = QUANTITIES[self.quantity]
         if self.smallest is not None:
-            is_above = self.smallest > (quantity.neutral or -math.inf)
-            return (self.smallest, math.inf) if is_above else (quantity.lowest, self.smallest)
+            return (self.smallest, math.inf) if self.is_upward() else (quantity.lowest, self.smallest)
         if self.published is None:
             return math.nan, math.nan
         if quantity.is_ratio:
@@ -122,7 +126,7 @@ class Run(NamedTuple):
         Of records that lack it: a gated sampler that has scored no example has not.
         """
         last = self.curve.iloc[-1]
-        acted = last.get("acted_updates", math.nan)
+        acted = last["acted_updates"]
         if math.isnan(acted) and not math.isnan(last.get("sampler/is_open", math.nan)) and not last["examples_scored"]:
             return 0.0
         return float(np.divide(acted, last["updates"]))
@@ -352,7 +356,8 @@ QUANTITIES: dict[str, Quantity] = {
 class Measured(NamedTuple):
     """The values of a claim by (data set, model, seed), and what they are from.
 
-    `arms` and `baselines` are the runs behind them. Of the runs involved, `unusable` shared the machine.
+    `arms` and `baselines` are the runs behind them. Of the runs involved, `unusable` shared the machine. At `misses` of
+    the seeds a run did not reach the target, at `diverged` of them a run diverged before it had a value.
     """
 
     values: dict[tuple[str, str, int], Bounds]
@@ -360,17 +365,8 @@ class Measured(NamedTuple):
     baselines: list[Run]
     involved: pd.DataFrame
     unusable: int
-
-    @property
-    def diverged(self) -> int:
-        """Count the seeds at which a run diverged."""
-        sides = [[run.diverged for run in runs] for runs in (self.arms, self.baselines) if runs]
-        return int(np.any(sides, axis=0).sum())
-
-    @property
-    def misses(self) -> int:
-        """Count the seeds at which a run did not reach the target, and did not diverge either."""
-        return sum(bool(bounds.least != bounds.most) for bounds in self.values.values())
+    misses: int
+    diverged: int
 
 
 class Finding(NamedTuple):
@@ -420,7 +416,7 @@ class Finding(NamedTuple):
         """Write what ours is held against."""
         claim, text = self.claim, self.quantity.text
         if claim.smallest is not None:
-            side = "at least" if claim.smallest > (self.quantity.neutral or 0) else "at most"
+            side = "at least" if claim.is_upward() else "at most"
             direction = "" if claim.published is not None else "direction, "
             return f"{direction}{side} {text(claim.smallest)}"
         if claim.published is None:
@@ -448,12 +444,16 @@ def measure(claim: Claim, runs: Runs) -> Measured:
         if key in baselines or not quantity.is_paired
     }
     known = {key: bounds for key, bounds in values.items() if not math.isnan(bounds.least)}
+    not_known = [key for key, (least, most) in known.items() if least != most or least in (quantity.lowest, math.inf)]
+    diverged = sum(arms[key].diverged or (key in baselines and baselines[key].diverged) for key in not_known)
     return Measured(
-        known,
-        [arms[key] for key in known],
-        [baselines[key] for key in known if key in baselines],
-        involved,
-        len(involved) - len(usable),
+        values=known,
+        arms=[arms[key] for key in known],
+        baselines=[baselines[key] for key in known if key in baselines],
+        involved=involved,
+        unusable=len(involved) - len(usable),
+        misses=len(not_known) - diverged,
+        diverged=diverged,
     )
 
 
@@ -471,17 +471,15 @@ def check(claim: Claim, runs: Runs) -> Finding:
 
 def _is_too_coarse(claim: Claim, measured: Measured) -> bool:
     """Say whether a target is looked for between too few evaluations."""
-    runs = (*measured.arms, *measured.baselines)
-    return QUANTITIES[claim.quantity].has_target and any(
-        (run.curve["updates"] > 0).sum() < ENOUGH_EVALUATIONS for run in runs
-    )
+    whole = [run for run in (*measured.arms, *measured.baselines) if not run.diverged]
+    counts = [(run.curve["updates"] > 0).sum() for run in whole]
+    return QUANTITIES[claim.quantity].has_target and min(counts, default=ENOUGH_EVALUATIONS) < ENOUGH_EVALUATIONS
 
 
 def _evidence(claim: Claim, measured: Measured, centre: Centre) -> Evidence:
     quantity = QUANTITIES[claim.quantity]
-    bounds = (
-        (centre.low, centre.high) if centre.level >= 0.95 and len(measured.values) > 1 else (quantity.lowest, math.inf)
-    )
+    is_interval = len(measured.values) > 1 and centre.level >= 0.95
+    bounds = (centre.low, centre.high) if is_interval else (quantity.lowest, math.inf)
     allowed = (math.nan, math.nan) if _is_too_coarse(claim, measured) else claim.allows()
     published = math.nan if claim.published is None else claim.published
     low, high, least, most, size = (quantity.effect(value) for value in (*bounds, *allowed, published))

@@ -29,8 +29,7 @@ SETTINGS = (
 PROVENANCE = ("provenance", "checksum", "num_examples")
 MACHINE = "git_commit git_dirty isbench python torch torch_threads os cpu logical_cores gpu shared_gpu".split()
 YOUNG = ("objective", "acted_updates")  # columns that results collected before they were recorded lack
-EVALUATED = tuple(dict.fromkeys((*COLUMNS, *YOUNG)))
-ROW_TYPES = {"seed": "int64", **dict.fromkeys(EVALUATED, float)}
+ROW_TYPES = {"seed": "int64", **dict.fromkeys(COLUMNS, float)}
 RUN_TYPES = {
     **{"seed": "int64", "attempts": "int64", "seconds": float, "alone": bool},
     **dict.fromkeys(("path", "status", "reason", "sampler", "date", "budget_unit", *SETTINGS), str),
@@ -77,7 +76,7 @@ def load_runs(folder: Path) -> Runs:
     runs = pd.DataFrame(found).sort_values(KEYS[1:], ignore_index=True)
     evaluations = [_keyed(row, run) for _, run in runs.iterrows() for row in effective_rows(records[run["path"]])]
     diagnostics = sorted({key for row in evaluations for key in row if key.startswith("sampler/")})
-    columns = [*EVALUATED, *diagnostics]
+    columns = [*COLUMNS, *diagnostics]
     frame = pd.DataFrame(evaluations, columns=[*KEYS, *columns]).astype(dict.fromkeys(columns, float))
     measured = [_keyed(row, run) for _, run in runs.iterrows() for row in _probe_rows(records[run["path"]])]
     probes = pd.DataFrame(measured).drop(columns=["kind", "attempt"]) if measured else Runs(frame, runs).probes

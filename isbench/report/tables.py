@@ -86,8 +86,8 @@ def comparison_markdown(table: pd.DataFrame) -> str:
         for (dataset, model), part in table.groupby(["dataset", "model"])
     ]
     reading = (
-        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds, or, "
-        "where one misses the target, their median."
+        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired "
+        "seeds, or, where one misses the target, their median."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
 
