@@ -21,7 +21,7 @@ from isbench.config import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.load import Runs
 from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
-from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number
+from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number, p_value
 from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, judge
 
 STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
@@ -575,7 +575,7 @@ def claims_table(findings: list[Finding]) -> pd.DataFrame:
                 "published": finding.published(),
                 "ours [95 %]": finding.ours(),
                 "n": str(finding.n),
-                "p": number(finding.p, 2),
+                "p": p_value(finding.p),
                 "verdict": finding.verdict,
             }
             for finding in findings

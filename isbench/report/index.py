@@ -4,7 +4,6 @@ It is made from the inventory and the files of results/ alone, and needs no netw
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from urllib.parse import quote
 from isbench.files import PROVENANCE, RUNS, VERDICTS
 from isbench.report.inventory import PAPERS, Experiment
 from isbench.report.load import read_results
-from isbench.report.tables import DASH, clocks, number
+from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
 
@@ -63,7 +62,7 @@ def primary_markdown(inventory: Sequence[Experiment], results: Path) -> str:
     for experiment in inventory:
         for found in _findings(results / experiment.id):
             if found["primary"]:
-                p = number(tests.get(experiment.id, math.nan), 2)
+                p = p_value(tests.get(experiment.id))
                 holds = ("yes" if experiment.id in survivors else "no") if experiment.id in tests else DASH
                 cells = (experiment.id, found["text"], found["ours"], str(found["n"]), found["verdict"], p, holds)
                 lines.append("| " + " | ".join(cells) + " |")
@@ -104,7 +103,7 @@ def _experiment(experiment: Experiment, folder: Path, survives: bool) -> dict[st
             {
                 **finding,
                 "kind": KINDS.get(finding["verdict"], ""),
-                "p": "" if finding["p"] is None else number(finding["p"], 2),
+                "p": p_value(finding["p"]),
                 "survives": survives and finding["primary"],
             }
             for finding in findings

@@ -22,6 +22,13 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
 
+def p_value(p: float | None) -> str:
+    """Write a p value; a dash where there is none."""
+    if p is None or math.isnan(p):
+        return DASH
+    return "< 0.001" if p < 0.001 else number(p, 2)
+
+
 def plus_minus(mean: float, half_width: float) -> str:
     """Write mean ± half-width, to its second significant digit (five decimals at most); without one, the mean.
 

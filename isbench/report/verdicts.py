@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
     Rule("not run", "no seed has a value", lambda e: not e.n),
     Rule(
         "not exercised",
-        f"the method acted in less than {LEAST_ACTED:.0%} of its updates",
+        f"the method acted in less than {100 * LEAST_ACTED:.0f} % of its updates",
         lambda e: e.acted < LEAST_ACTED,
     ),
     Rule(
