@@ -72,9 +72,10 @@ class Parts:
     streams: Streams
     progress: Progress
     clock: Clock
+    probe: Any  # an isbench.probes.base.Probe, which measures these parts
     learning_rate: float  # the base rate, which the schedule multiplies
 
-    STATEFUL = ("model", "optimizer", "sampler", "workspace", "streams", "progress")
+    STATEFUL = ("model", "optimizer", "sampler", "workspace", "streams", "progress", "probe")
 
     def rate(self, fraction: float) -> float:
         """Return the learning rate at a fraction of the budget."""
@@ -146,6 +147,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
             f"schedule={config.schedule['name']}: these values give a factor that is negative or not finite"
         )
     sampler: Sampler = instantiate("sampler", config.sampler)
+    probe = instantiate("probe", config.probe)
     augmentation: Augmentation = instantiate("augmentation", config.augmentation)
     source = load_source(config.dataset, config.data_dir)
     residency = config.dataset.get("residency", "device")
@@ -172,12 +174,21 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
     budget = Budget(config.budget.unit, config.budget.limit, config.budget.effective)
     share_buffers = not config.sync_norm
     engine = Engine(model, numerics.engine, numerics.precision, device, ranks=ranks, share_buffers=share_buffers)
+    observes = tuple(dict.fromkeys((*sampler.observes, *probe.observes)))
     step = TrainStep(
-        engine, criterion, optimizer, sampler.reweight, sampler.observes, config.clip_norm, ranks, config.sync_norm
+        engine,
+        criterion,
+        optimizer,
+        sampler.reweight,
+        observes,
+        config.clip_norm,
+        ranks,
+        config.sync_norm,
+        watch=probe.observe,
     )
     workspace = Workspace(dataset, step, config.batch_size, streams, progress, budget)
     sampler.bind(workspace)
-    return Parts(
+    parts = Parts(
         source,
         dataset,
         model,
@@ -191,8 +202,11 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
         streams,
         progress,
         clock or (WallClock(device) if ranks.size == 1 else SharedClock(device, ranks)),
+        probe,
         learning_rate=optimizer.param_groups[0]["lr"],
     )
+    probe.allocate(parts)
+    return parts
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -30,7 +30,10 @@ from isbench.errors import ConfigError
 MOVED = {"isbench.data.readers": "isbench.data.sources"}
 # Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
 # they stay out of the identity.
-ADDED: dict[str, dict[str, Any]] = {}
+ADDED: dict[str, dict[str, Any]] = {
+    "isbench.samplers.impon.Impon": {"fit_level": False},
+    "isbench.samplers.prioritized.Prioritized": {"anneal": True},
+}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments
@@ -110,6 +113,9 @@ class RunConfig:
     sampler: Choice = choice(identity=True)
     optimizer: Choice = choice(identity=True)
     schedule: Choice = choice(identity=True)
+    rates_of: Choice | None = setting(
+        None, identity=lambda sampler: sampler is not None, help="train at the rates of the run with this sampler"
+    )
     augmentation: Choice = choice(identity=True)
     probe: Choice = choice(identity=lambda probe: probe["name"] != "none")
     budget: BudgetConfig = setting(BudgetConfig, group=True, identity=True)
@@ -181,7 +187,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     run = RunConfig(**check_arguments("", RunConfig, plain))
-    for group in CHOSEN:
+    for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
         node = getattr(run, group)
         if not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")

@@ -18,15 +18,24 @@ from typing import Any
 import torch
 
 from isbench import locks
-from isbench.build import Parts, build, instantiate, num_parameters, resolve_device
+from isbench.build import Parts, build, num_parameters, resolve_device
 from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
 from isbench.files import LOCK, RECORD
 from isbench.loop import train
-from isbench.probes.base import Probe
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
-from isbench.recording.record import ENDED, Outcome, Record, Row, Unrecorded, effective_rows, last_status, read_rows
+from isbench.recording.record import (
+    ENDED,
+    Outcome,
+    Record,
+    Row,
+    Unrecorded,
+    effective_rows,
+    last_status,
+    learning_rates,
+    read_rows,
+)
 from isbench.recording.wandb_sink import make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
@@ -35,6 +44,7 @@ from isbench.training.evaluate import evaluate
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
 from isbench.training.ranks import Ranks, join
+from isbench.training.schedule import replay
 from isbench.training.streams import fixed_subset
 
 log = getLogger("isbench")
@@ -55,18 +65,36 @@ def run(config: RunConfig) -> Outcome:
     folder = run_folder(config)
     if (outcome := ended(folder, ranks)) is not None:
         return outcome
+    rates = rates_of(config, ranks)
     apply_numerics(config.numerics.deterministic, config.numerics.precision, config.numerics.threads)
     with memory_named(device.type):
-        probe: Probe = ranks.attempt(lambda: instantiate("probe", config.probe))
         parts = ranks.attempt(lambda: build(config, device, ranks=ranks))
-        ranks.attempt(lambda: probe.allocate(parts))
+        if rates is not None:
+            parts.learning_rate, parts.schedule = 1.0, replay(rates, parts.progress)
         try:
             parts.warm_up()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
     with held(folder, device, ranks) as count_runs:
         # Another process may have ended the run while this one got ready.
-        return ended(folder, ranks) or Attempt(config, folder, parts, probe, ranks, count_runs).run()
+        return ended(folder, ranks) or Attempt(config, folder, parts, ranks, count_runs).run()
+
+
+def rates_of(config: RunConfig, ranks: Ranks) -> list[float] | None:
+    """Return the learning rates that a run is to take from another, which is trained first where it is missing.
+
+    Raises:
+        ConfigError: the other run diverged, or the budget does not end at the same update.
+    """
+    if config.rates_of is None:
+        return None
+    name = config.rates_of["name"]
+    if config.budget.unit == "seconds" or config.budget.effective:
+        raise ConfigError(f"rates_of={name}: needs a budget of updates, epochs or examples, which all runs spend alike")
+    outcome = run(replace(config, sampler=config.rates_of, rates_of=None, arm=name))
+    if outcome.status != "finished":
+        raise ConfigError(f"rates_of={name}: {outcome.folder} {outcome.status}, so that its rates end early")
+    return ranks.first(ranks.attempt(lambda: learning_rates(read_rows(outcome.folder / RECORD))))
 
 
 def ended(folder: Path, ranks: Ranks) -> Outcome | None:
@@ -115,7 +143,6 @@ class Attempt:
     config: RunConfig
     folder: Path
     parts: Parts
-    probe: Probe
     ranks: Ranks
     count_runs: Callable[[], int]
 
@@ -273,7 +300,7 @@ class Attempt:
         self.console.update(parts.budget.fraction(progress), row)
         if not math.isfinite(train_loss + test_loss):
             raise Diverged(f"the loss of the model after update {progress.updates} was not finite")
-        measured = self.ranks.attempt(lambda: self.probe.measure(parts, self.folder) if self.ranks.is_first else [])
+        measured = self.ranks.attempt(lambda: parts.probe.measure(parts) if self.ranks.is_first else [])
         for values in self.ranks.first(measured):
             self.append("probe", updates=progress.updates, epoch=progress.epoch, **values)
 

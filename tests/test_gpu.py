@@ -44,6 +44,8 @@ def test_samplers(sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("model=lenet", "optimizer=adam", "clip_norm=1", "label_smoothing=0.1"),
         ("model=lenet", "slots=100", "augmentation=flip_crop_cutout"),
         ("model=lenet", "dataset.residency=host", "augmentation=shift_flip"),
+        ("model=lenet", "probe=loss_patterns"),
+        ("model=lenet", "probe=scores_in_training"),
         ("model=lenet", "numerics=fast"),
         ("model=lenet", "numerics.engine=eager"),
     ],

@@ -1,7 +1,5 @@
 """The true gain ratio, against gradients that are taken here."""
 
-from pathlib import Path
-
 import torch
 
 from isbench.probes.gain import Gain
@@ -16,7 +14,7 @@ def test_gain_is_the_ratio_of_mean_squared_gradients() -> None:
     train_parts(parts)
     probe = Gain(batches=400)
     probe.allocate(parts)
-    (row,) = probe.measure(parts, Path())
+    (row,) = probe.measure(parts)
     assert row["acts"] and row["estimated"] == parts.sampler.gain()
     squares: dict[str, list[float]] = {"uniform": [], "rais": []}
     for _ in range(400):
@@ -31,5 +29,5 @@ def test_gain_is_the_ratio_of_mean_squared_gradients() -> None:
     parts = build_parts(*tiny_overrides("uniform"))
     probe = Gain(batches=100)
     probe.allocate(parts)
-    (row,) = probe.measure(parts, Path())
+    (row,) = probe.measure(parts)
     assert row["estimated"] == 1 and abs(row["true"] - 1) < 4 * row["true_error"] < 0.5

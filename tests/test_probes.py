@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from isbench.build import Parts
-from isbench.errors import ConfigError, Incompatible, UserError
-from isbench.probes import loss_patterns
+from isbench.errors import ConfigError, Incompatible
 from isbench.probes.draws import Draws
 from isbench.probes.gradient_variance import GradientVariance, distance, weighted_gradient
 from isbench.probes.loss_patterns import LossPatterns, deciles, lasting_shares
 from isbench.probes.scores import Scores, rounded
-from isbench.recording.record import Record, read_rows
+from isbench.recording.record import read_rows
 from isbench.run import run
-from tests.conftest import TINY, build_parts, compose_config, tensors, train_parts, wait_for_rows
+from isbench.samplers.base import Sampler
+from tests.conftest import LENET, TINY, build_parts, compose_config, tensors, train_parts, wait_for_rows
 from tests.test_run import RUN, kill, start
 
 SIGNALS = ["loss", "logit_gradient_norm", "per_example_gradient_norm"]
@@ -40,7 +40,7 @@ def cnn7(*overrides: str) -> Parts:
 
 
 def make_probes(parts: Parts) -> list:
-    probes = [Scores(20, SIGNALS), GradientVariance(32, 8, 2, SIGNALS), LossPatterns(10), Draws(5)]
+    probes = [Scores(20, SIGNALS), GradientVariance(32, 8, 2, SIGNALS), Draws(5)]
     for probe in probes:
         probe.allocate(parts)
     return probes
@@ -61,30 +61,20 @@ def example_gradient(parts: Parts, index: int) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
-def counts(folder: Path, attempt: int, resumed_at: int, *updates: int) -> None:
-    """Write what the record of a run holds when it has been evaluated at `updates`."""
-    record = Record(folder / "record.jsonl")
-    assert record.attempt == attempt
-    record.append("start", resumed_at=resumed_at)
-    for u in updates:
-        record.append("evaluation", updates=u)
-
-
-def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
+def test_measuring_leaves_no_trace() -> None:
     plain = cnn7()
     train_parts(plain, points=1)
     plain_state = copy.deepcopy(plain.state_dict())  # dropout's stream is global
     watched = cnn7()
     probes = make_probes(watched)
-    counts(tmp_path, 1, 0, *range(12))
     seen = []
 
     def measure(rate: float, gain: float) -> None:
-        seen.extend(row for probe in probes for row in probe.measure(watched, tmp_path))
+        seen.extend(row for probe in probes for row in probe.measure(watched))
 
     measure(0.0, 1.0)
     train_parts(watched, measure, points=4)
-    assert len(seen) == 5 * (1 + 4 + 10) + 10 * (1 + 2 + 3 + 4)
+    assert len(seen) == 5 * (1 + 4 + 10)
     assert watched.model.training and watched.progress.examples_scored == 0
     states = [plain_state, watched.state_dict()]
     for state in states:
@@ -92,22 +82,22 @@ def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*map(tensors, states), strict=True))
 
 
-def test_measuring_twice_gives_the_same(tmp_path: Path) -> None:
+def test_measuring_twice_gives_the_same() -> None:
     parts = cnn7()
     train_parts(parts)
     for probe in make_probes(parts):
-        first = probe.measure(parts, tmp_path)
+        first = probe.measure(parts)
         torch.rand(3)  # a resumed run has come by another way
-        assert probe.measure(parts, tmp_path) == first, type(probe).__name__
+        assert probe.measure(parts) == first, type(probe).__name__
         json.dumps(first, allow_nan=False)
 
 
 def test_other_measurements_have_other_pools() -> None:
     parts = tiny()
     probe = GradientVariance(32, 8, 2, SIGNALS)
-    before = probe.measure(parts, Path())
+    before = probe.measure(parts)
     parts.progress.updates += 1
-    assert probe.measure(parts, Path()) != before
+    assert probe.measure(parts) != before
 
 
 def test_scores_are_those_of_each_example() -> None:
@@ -115,7 +105,7 @@ def test_scores_are_those_of_each_example() -> None:
     train_parts(parts)
     probe = Scores(12, SIGNALS)
     probe.allocate(parts)
-    (row,) = probe.measure(parts, Path())
+    (row,) = probe.measure(parts)
     assert list(row) == ["index", "label", *SIGNALS] and len(set(row["index"])) == 12
     assert row["index"] == sorted(row["index"])
     for position, index in enumerate(row["index"]):
@@ -134,7 +124,7 @@ def test_the_subset_is_the_same_in_every_run_and_can_be_everything() -> None:
         parts = build_parts(*TINY, f"seed={seed}")
         probe = Scores(examples, ["loss"])
         probe.allocate(parts)
-        rows += probe.measure(parts, Path())
+        rows += probe.measure(parts)
     assert rows[0]["index"] == rows[1]["index"] and rows[0]["loss"] != rows[1]["loss"]
     assert rows[2]["index"] == list(range(160)) and len(rows[2]["loss"]) == 160
     assert rows[0]["index"] != list(range(30))
@@ -150,7 +140,7 @@ def test_distances_have_the_expectation_of_all_possible_batches(signal: str) -> 
     """Three examples, batches of two: nine batches, each with its probability, weights and distance."""
     parts = tiny("dataset.num_examples=3", "batch_size=2", "budget.limit=4")
     repeats = 1500
-    rows = GradientVariance(3, 2, repeats, [signal]).measure(parts, Path())
+    rows = GradientVariance(3, 2, repeats, [signal]).measure(parts)
     assert [row["signal"] for row in rows] == ["uniform", signal]
 
     gradients = [example_gradient(parts, index) for index in range(3)]
@@ -175,7 +165,7 @@ def test_distances_have_the_expectation_of_all_possible_batches(signal: str) -> 
 def test_the_gradient_norm_is_the_best_score_and_its_variance_is_known() -> None:
     """The root of the mean square would be sqrt((mean |g|)^2 - |mean g|^2) / sqrt(b); the mean is a little smaller."""
     parts = tiny("dataset.num_examples=64")
-    rows = GradientVariance(64, 8, 400, ["per_example_gradient_norm"]).measure(parts, Path())
+    rows = GradientVariance(64, 8, 400, ["per_example_gradient_norm"]).measure(parts)
     gradients = torch.stack([example_gradient(parts, index) for index in range(64)])
     norms, mean = gradients.norm(dim=1), gradients.mean(dim=0)
     for row, second_moment in zip(rows, (norms.square().mean(), norms.mean().square()), strict=True):
@@ -199,7 +189,7 @@ def test_chunks_do_not_change_a_gradient(monkeypatch) -> None:
 
 def test_recurrent_networks_can_be_measured() -> None:
     parts = build_parts(*TINY[:2], "dataset.shape=[6,1]", "model=lstm", "batch_size=16", "numerics.threads=1")
-    rows = GradientVariance(16, 4, 2, SIGNALS).measure(parts, Path())
+    rows = GradientVariance(16, 4, 2, SIGNALS).measure(parts)
     assert all(row["distance"] > 0 for row in rows)
 
 
@@ -214,8 +204,9 @@ def test_deciles_by_sorting() -> None:
 
 def test_shares_by_intersecting_sets() -> None:
     random = np.random.RandomState(4)
-    history = random.randint(0, 3, (5, 60)).astype(np.uint8)
-    history[1:, :30] = history[0, :30]  # half of them never move
+    history = list(random.randint(0, 3, (5, 60)).astype(np.uint8))
+    for later in history[1:]:
+        later[:30] = history[0][:30]  # half of them never move
     shares = lasting_shares(history, 3)
     assert len(shares) == 4
     for first in range(4):
@@ -225,49 +216,114 @@ def test_shares_by_intersecting_sets() -> None:
             assert shares[first][decile] == pytest.approx(expected)
 
 
-def measure_losses(parts: Parts, losses: Tensor, updates: int, folder: Path, monkeypatch) -> list[dict]:
-    """Measure a run that has come to `updates` and has these losses."""
-    monkeypatch.setattr(loss_patterns, "score", lambda *_: {"loss": losses})
-    parts.progress.updates, parts.progress.examples_trained = updates, 16 * updates
-    return LossPatterns(4).measure(parts, folder)
+def seen_in_training(parts: Parts, monkeypatch) -> list[tuple[list[int], list[float], list[float]]]:
+    """Train; return each step's examples, and their losses and gradient norms by passes of their own before the step.
+
+    The network must do the same in training as in evaluation.
+    """
+    steps = []
+    original = Sampler.observe
+
+    def observe(sampler: Sampler, draw, signals) -> None:
+        losses = parts.criterion(parts.model(draw.batch.inputs), draw.batch.targets)
+        norms = []
+        for loss in losses:
+            gradients = torch.autograd.grad(loss, list(parts.model.parameters()), retain_graph=True)
+            norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+        steps.append((draw.batch.indices.tolist(), losses.tolist(), norms))
+        original(sampler, draw, signals)
+
+    monkeypatch.setattr(Sampler, "observe", observe)
+    train_parts(parts)
+    return steps
 
 
-def test_loss_patterns_count_each_boundary_once(tmp_path: Path, monkeypatch) -> None:
-    """Killed after the evaluation at update 30, resumed at 10, past other boundaries, as under a budget in seconds."""
-    parts = build_parts(*TINY)
-    generator = torch.Generator().manual_seed(5)
-    losses = {u: torch.randn(160, generator=generator).cumsum(0) for u in (0, 10, 20, 25, 30, 35)}
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    undisturbed.mkdir(), killed.mkdir()
-    counts(undisturbed, 1, 0, 0, 10, 25, 35)
-    rows = {u: measure_losses(parts, losses[u], u, undisturbed, monkeypatch) for u in (0, 10, 25, 35)}
-    assert rows[0] == [] and [row["first_epoch"] for row in rows[35]] == [0.0] * 4 + [1.0] * 4 + [2.5] * 4
-    assert [row["decile"] for row in rows[35]] == [1, 2, 3, 4] * 3
-
-    counts(killed, 1, 0, 0, 10, 20, 30)
-    for u in (0, 10, 20, 30):
-        measure_losses(parts, losses[u], u, killed, monkeypatch)
-    counts(killed, 2, 10, 25, 35)
-    again = {u: measure_losses(parts, losses[u], u, killed, monkeypatch) for u in (25, 35)}
-    assert again == {u: rows[u] for u in (25, 35)}
-
-
-def test_the_loss_deciles_are_those_of_the_examples_losses(tmp_path: Path) -> None:
-    parts = build_parts(*TINY)
-    counts(tmp_path, 1, 0, 0)
-    probe = LossPatterns(10)
-    probe.allocate(parts)
-    tops = []
-    for _ in range(2):
-        rows = probe.measure(parts, tmp_path)
-        losses = [float(example_loss(parts, index).detach()) for index in range(160)]
-        tops.append(set(sorted(range(160), key=lambda i: -losses[i])[:16]))
-        train_parts(parts)
-    assert rows[0] == {"first_epoch": 0.0, "decile": 1, "share": len(tops[0] & tops[1]) / 16}
+def test_loss_patterns_are_of_the_losses_in_training(monkeypatch) -> None:
+    """Passes of 47 examples in batches of 10: batches hold the end of a pass and the start of the next."""
+    parts = build_parts(*TINY, "dataset.num_examples=47", "batch_size=10", "budget.limit=20", "probe=loss_patterns")
+    assert parts.probe.measure(parts) == []
+    steps = seen_in_training(parts, monkeypatch)
+    visits = [visit for indices, losses, _ in steps for visit in zip(indices, losses, strict=True)]
+    history = []
+    for k in range(4):
+        losses = dict(visits[47 * k : 47 * (k + 1)])
+        ranking = sorted(losses, key=lambda i: (-losses[i], i))
+        assert len(ranking) == 47
+        history.append([{i for place, i in enumerate(ranking) if place * 10 // 47 == decile} for decile in range(10)])
+    rows = parts.probe.measure(parts)
+    assert [(row["first_epoch"], row["decile"]) for row in rows] == [(k, d) for k in (1, 2, 3) for d in range(1, 11)]
+    assert len({row["share"] for row in rows}) > 2
+    for row in rows:
+        first, decile = int(row["first_epoch"]) - 1, row["decile"] - 1
+        stayed = set.intersection(*(bins[decile] for bins in history[first:]))
+        assert row["share"] == pytest.approx(len(stayed) / len(history[first][decile]))
 
 
-def test_a_killed_run_ends_with_the_same_measurements(tmp_path: Path) -> None:
-    overrides = ("probe=loss_patterns", "budget.limit=200", "evaluation.points=10")
+def test_passes_beyond_those_that_are_followed_change_nothing() -> None:
+    parts = build_parts(*TINY, "probe=loss_patterns", "probe.passes=2")
+    rows = []
+    train_parts(parts, lambda rate, gain: rows.append(parts.probe.measure(parts)), points=8)  # twice a pass
+    assert rows[:3] == [[], [], []] and len(rows[3]) == 10 and all(later == rows[3] for later in rows[4:])
+
+
+def test_examples_that_a_pass_leaves_out_keep_their_loss() -> None:
+    parts = build_parts(*TINY, "probe=loss_patterns", "probe.passes=3", "probe.bins=2")
+    probe, nan = parts.probe, float("nan")
+    probe.losses = torch.tensor([[3.0, 2.0, 1.0, nan], [nan, 4.0, 5.0, 0.0], [nan, nan, nan, nan], [9.0] * 4])
+    parts.progress.examples_trained = 2 * 160
+    # first {3, 0} above {1, 2}, then {2, 1} above {0, 3}
+    assert [row["share"] for row in probe.measure(parts)] == [0, 0]
+    parts.progress.examples_trained = 3 * 160
+    assert [row["share"] for row in probe.measure(parts)] == [0, 0, 1, 1]
+
+
+def test_scores_in_training_are_those_of_each_examples_last_step(monkeypatch) -> None:
+    parts = build_parts(*LENET, "budget.limit=13", "probe=scores_in_training")  # a pass has 10 steps
+    steps = seen_in_training(parts, monkeypatch)
+    last = {i: values for indices, *columns in steps for i, *values in zip(indices, *columns, strict=True)}
+    (row,) = parts.probe.measure(parts)
+    assert row["index"] == sorted(last) == list(range(160))
+    assert row["label"] == parts.dataset.targets.tolist()
+    for name, position in (("loss", 0), ("per_example_gradient_norm", 1)):
+        assert row[name] == pytest.approx([last[i][position] for i in range(160)], rel=1e-4), name
+
+
+def test_examples_without_a_step_have_no_scores() -> None:
+    parts = build_parts(*TINY, "budget.limit=3", "probe=scores_in_training", "probe.signals=[logit_gradient_norm]")
+    train_parts(parts)
+    (row,) = parts.probe.measure(parts)
+    assert len(row["index"]) == len(row["logit_gradient_norm"]) == 48 and list(row)[2:] == ["logit_gradient_norm"]
+
+
+@pytest.mark.parametrize("probe", ["loss_patterns", "scores_in_training"])
+def test_watching_leaves_no_trace(probe: str) -> None:
+    """Not in weights, statistics of batch norm, dropout's stream, nor in the seconds of what is paid for."""
+    plain, watched = cnn7(), cnn7(f"probe={probe}")
+    for parts in (plain, watched):
+        torch.manual_seed(0)  # dropout's stream is global
+        parts.warm_up()
+        train_parts(parts, points=1)
+        parts.final = copy.deepcopy(parts.state_dict())
+    states = [parts.final for parts in (plain, watched)]
+    assert states[0].pop("probe") == {} and len(states[1].pop("probe")) == 1
+    for state in states:
+        state["progress"].pop("seconds")
+    pairs = list(zip(*map(tensors, states), strict=True))
+    assert len(pairs) > 10 and all(torch.equal(one, other) for one, other in pairs)
+    assert watched.model.training
+
+
+def test_a_warm_up_is_not_seen() -> None:
+    parts = build_parts(*TINY, "probe=loss_patterns")
+    parts.warm_up()
+    assert parts.probe.losses.isnan().all()
+    parts.take_update()
+    assert (~parts.probe.losses.isnan()).sum() == 16
+
+
+@pytest.mark.parametrize("probe", ["loss_patterns", "scores_in_training"])
+def test_a_killed_run_ends_with_the_same_measurements(probe: str, tmp_path: Path) -> None:
+    overrides = (f"probe={probe}", "budget.limit=207", "evaluation.points=9")  # boundaries inside of passes
     process = start(tmp_path / "killed", *overrides)
     wait_for_rows(tmp_path / "killed", 4)
     kill(process)
@@ -276,25 +332,16 @@ def test_a_killed_run_ends_with_the_same_measurements(tmp_path: Path) -> None:
         outcome = run(compose_config(*RUN, *overrides, f"runs_dir={tmp_path / name}"))
         rows = [row for row in read_rows(outcome.folder / "record.jsonl") if row["kind"] == "probe"]
         attempts = {row["updates"]: row.pop("attempt") for row in rows}  # the last that measured there
-        measured.append([row for row in rows if row["updates"] == 200])
-        assert len(measured[-1]) == 10 * 10 and set(attempts) == set(range(20, 201, 20))
-    assert measured[0] == measured[1] and attempts[20] == 1 and attempts[200] == 2
-
-
-def test_a_damaged_history_is_reported(tmp_path: Path) -> None:
-    parts = build_parts(*TINY)
-    LossPatterns(10).measure(parts, tmp_path)
-    path = tmp_path / loss_patterns.FILE
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read; delete"):
-        LossPatterns(10).measure(parts, tmp_path)
+        measured.append([row for row in rows if row["updates"] == 207])
+        assert len(measured[-1]) and attempts[207] == (2 if name == "killed" else 1)
+    assert measured[0] == measured[1]
 
 
 def test_draws_are_the_extremes() -> None:
     parts = tiny("sampler=oracle")
     probe = Draws(7)
     probe.allocate(parts)
-    rows = probe.measure(parts, Path())
+    rows = probe.measure(parts)
     norms = parts.sampler.norms.double()
     order = sorted(range(160), key=lambda i: (float(norms[i]), i))
     assert [row["index"] for row in rows if row["rank"] == "rarely"] == order[:7]
@@ -308,7 +355,7 @@ def test_draws_are_the_extremes() -> None:
 
 
 def test_equal_probabilities_go_by_index() -> None:
-    rows = Draws(3).measure(build_parts(*TINY), Path())
+    rows = Draws(3).measure(build_parts(*TINY))
     assert [(row["rank"], row["index"], row["probability"]) for row in rows] == [
         (rank, index, 1.0) for rank in ("rarely", "often") for index in range(3)
     ]
@@ -354,7 +401,7 @@ def test_mistakes_are_reported() -> None:
     for make, message in (
         (lambda: Scores(161, ["loss"]), "probe.examples=161 is larger than the training set"),
         (lambda: GradientVariance(161, 8, 2, ["loss"]), "probe.pool_size=161 is larger than the training set"),
-        (lambda: LossPatterns(161), "probe.bins=161 is larger than the training set"),
+        (lambda: LossPatterns(161, 5), "probe.bins=161 is larger than the training set"),
         (lambda: Draws(161), "probe.count=161 is larger than the training set"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -43,11 +43,12 @@ def test_one_regression_step_by_hand() -> None:
         torch.tensor([0, 1]), torch.tensor([[[1.0, 2.0]], [[0.0, 3.0]]]), torch.tensor([0, 0]), torch.empty(2)
     )
     signals = {"loss": torch.tensor([1.0, 4.0]), "weight_norm": torch.tensor(2.0)}
-    sampler.observe(Draw(batch, torch.ones(2)), signals)
+    sampler.observe(Draw(batch, torch.ones(2), {"predicted": torch.tensor([1.0, 0.0])}), signals)
     # predicted 1 + 1 = 2 and 0 + 1 = 1, so errors 1 and -3, mean square 5
     # gradient: mean of 2 error (x, |W|) = (1, 2, 2) - 3 (0, 3, 2) = (1, -7, -4)
     torch.testing.assert_close(sampler.theta, torch.tensor([0.9, 0.7, 0.9]))
-    assert sampler.diagnostics() == {"regression_error": 5.0}
+    # the higher prediction met the lower loss: correlation -1, of which the average takes a hundredth
+    assert sampler.diagnostics() == pytest.approx({"regression_error": 5.0, "correlation": -0.01})
 
 
 def test_the_step_equals_torch_sgd_on_the_contexts() -> None:
@@ -195,3 +196,53 @@ def test_zero_and_huge_losses() -> None:
 def test_bad_values(override: str) -> None:
     with pytest.raises(ConfigError, match=override):
         build_parts(*RAW, override)
+
+
+def test_a_fitted_level_is_the_best_constant_of_each_batch() -> None:
+    """Beside a column of ones whose coefficient least squares finds, theta takes the step of torch's SGD."""
+    parts, sampler = build_impon(*RAW, "sampler.regressor_lr=1e-4", "sampler.fit_level=true")
+    train_parts(parts)
+    draw = sampler.draw()
+    theta = sampler.theta.clone().requires_grad_()
+    signals = parts.step.compute_gradient(draw)
+    sampler.observe(draw, signals)
+
+    contexts = torch.cat([draw.batch.inputs.flatten(1), signals["weight_norm"].repeat(16, 1)], dim=1)
+    level = torch.linalg.lstsq(torch.ones(16, 1), (signals["loss"] - contexts @ theta.detach())[:, None]).solution
+    torch.nn.functional.mse_loss(contexts @ theta + level[0], signals["loss"]).backward()
+    torch.optim.SGD([theta], lr=1e-4).step()
+    torch.testing.assert_close(sampler.theta, theta.detach(), rtol=1e-3, atol=1e-7)
+
+
+def test_a_level_ranks_right_where_losses_fall_with_brightness() -> None:
+    """Inputs far from zero. Without a level theta is their mean, by which the brightest has the highest loss."""
+    for fit_level, sign in ((False, -1), (True, 1)):
+        parts, sampler = build_impon(*RAW, "sampler.regressor_lr=1e-4", f"sampler.fit_level={fit_level}")
+        inputs = 1 + torch.rand(16, 1, sampler.theta.numel() - 1, generator=torch.Generator().manual_seed(2))
+        batch = Batch(torch.arange(16), inputs, torch.zeros(16, dtype=torch.int64), torch.empty(16, 0))
+        losses = 3 - inputs.mean(dim=(1, 2))
+        signals = {"loss": losses, "weight_norm": torch.tensor(1.0)}
+        sampler.observe(Draw(batch, torch.ones(16), {"predicted": torch.zeros(16)}), signals)
+        predicted = inputs.flatten(1) @ sampler.theta[:-1]
+        assert sign * float(torch.stack([predicted, losses]).corrcoef()[0, 1]) > 0.1
+        assert not sampler.correlation, "equal predictions have none"
+
+
+def test_the_correlation_is_that_of_the_predictions_which_ranked_the_batch() -> None:
+    parts, sampler = build_impon(*FEATURES, "sampler.regressor_lr=1e-2")
+    expected = 0.0
+    for _ in range(12):
+        draw = sampler.draw()
+        predicted = sampler.cache[draw.batch.indices] @ sampler.theta[:-1]
+        signals = parts.step.compute_gradient(draw)
+        sampler.observe(draw, signals)
+        if predicted.std() > 0:
+            deviations = [values - values.mean() for values in (predicted, signals["loss"])]
+            correlation = (deviations[0] @ deviations[1]) / (deviations[0].norm() * deviations[1].norm())
+            expected += 0.01 * (float(correlation) - expected)
+        else:
+            expected *= 0.99
+        parts.step.update(0.05)
+        parts.progress.updates += 1
+        parts.progress.examples_trained += 16
+    assert expected != 0 and sampler.diagnostics()["correlation"] == pytest.approx(expected, rel=1e-3)

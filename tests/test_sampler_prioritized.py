@@ -115,6 +115,15 @@ def test_beta_rises_to_one() -> None:
     assert betas == pytest.approx([0.4, 0.55, 0.7, 0.85, 1.0])
 
 
+def test_beta_can_be_constant() -> None:
+    parts, sampler = build_sampler("sampler.normalize=false", "sampler.beta=0.5", "sampler.anneal=false")
+    train_parts(parts)
+    p = sampler.probabilities()
+    draw = sampler.draw()
+    torch.testing.assert_close(draw.weights, ((N * p[draw.batch.indices]) ** -0.5).float())
+    assert sampler.diagnostics()["beta"] == 0.5
+
+
 def test_alpha_zero_is_uniform() -> None:
     parts, sampler = build_sampler("sampler.alpha=0")
     give_scores(parts, spread_scores())

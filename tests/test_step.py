@@ -128,3 +128,12 @@ def test_the_penalty_is_what_weight_decay_descends() -> None:
     optimizer.step()
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old * (0.8 if old.ndim > 1 else 1.0))
+
+
+def test_the_watcher_sees_each_draw_and_its_signals_before_the_update() -> None:
+    model, seen = LeNet((1, 28, 28), 10), []
+    step = make_step(model, observes=("loss",), watch=lambda draw, signals: seen.append((draw, dict(signals))))
+    draw = make_draw()
+    signals = step.compute_gradient(draw)
+    ((seen_draw, seen_signals),) = seen
+    assert seen_draw is draw and seen_signals.keys() == signals.keys() == {"loss"}

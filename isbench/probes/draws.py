@@ -1,6 +1,5 @@
 """Which examples a sampler would draw least and most (Johnson and Guestrin 2018, Figure 1)."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,6 +23,7 @@ class Draws(Probe):
     """
 
     def __init__(self, count: Annotated[int, Ge(1)]):
+        super().__init__()
         self.count = count
 
     def allocate(self, parts: Parts) -> None:
@@ -36,7 +36,7 @@ class Draws(Probe):
                 "has none"
             )
 
-    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
         dataset = parts.dataset
         probabilities = parts.sampler.probabilities()
         assert probabilities is not None

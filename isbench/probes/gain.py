@@ -5,7 +5,6 @@ uniform batches and of the method's. RAIS estimates it while it trains; this is 
 """
 
 import copy
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -29,6 +28,7 @@ class Gain(Probe):
     """
 
     def __init__(self, batches: Annotated[int, Ge(2)]):
+        super().__init__()
         self.batches = batches
 
     def allocate(self, parts: Parts) -> None:
@@ -42,7 +42,7 @@ class Gain(Probe):
         self.sampled = step(sampler.reweight, tuple(name for name in sampler.observes if name != "gradient_norm"))
         self.uniform = step(lambda draw, signals: draw.weights, ())
 
-    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
         sampler, workspace = parts.sampler, parts.workspace
         before = copy.deepcopy(parts.state_dict())
         estimated = sampler.gain()

@@ -12,7 +12,6 @@ the pool's examples are distinct, and augmented as in training. All scores use t
 their ratios less noisy.
 """
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -46,6 +45,7 @@ class GradientVariance(Probe):
     """
 
     def __init__(self, pool_size: Count, batch_size: Count, repeats: Count, signals: list[Score]):
+        super().__init__()
         self.pool_size = pool_size
         self.batch_size = batch_size
         self.repeats = repeats
@@ -56,7 +56,7 @@ class GradientVariance(Probe):
         if self.pool_size > n:
             raise ConfigError(f"probe.pool_size={self.pool_size} is larger than the training set ({n} examples)")
 
-    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
         dataset, device = parts.dataset, parts.dataset.device
         generator = torch.Generator(device).manual_seed(derive_seed(parts.progress.updates, "gradient_variance"))
         pool = torch.randperm(dataset.num_examples, device=device, generator=generator)[: self.pool_size]

@@ -1,14 +1,10 @@
 """Whether examples keep their rank among the losses (Zakka 2018, "Loss Patterns").
 
-The post sorts the losses of every epoch into ten bins. It counts which share of a bin's examples is in that bin in all
-of the epochs 1 to 5, 2 to 5 and 4 to 5. Deviation: the post takes an example's loss from its training step, so every
-loss belongs to another state of the model. Here one model gives all losses, un-augmented and in evaluation mode.
+The post takes each example's loss from its training step, and sorts the losses of every epoch into ten bins. It counts
+which share of a bin's examples is in that bin in all of the epochs 1 to 5, 2 to 5 and 4 to 5.
 """
 
-from io import BytesIO
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,58 +12,58 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from isbench.build import Parts
-from isbench.errors import ConfigError, UserError
-from isbench.files import RECORD, write_whole
+from isbench.errors import ConfigError
 from isbench.probes.base import Probe
-from isbench.probes.scores import score
-from isbench.recording.record import effective_rows, read_rows
-from isbench.training.evaluate import evaluation_mode
+from isbench.samplers.base import Signals, assign
+from isbench.types import Draw
 
-FILE = "loss_patterns.npz"
 MAX_BINS = 256  # deciles are kept in a byte each
 
 
-class History(NamedTuple):
-    """The measurements so far, E of them."""
-
-    updates: np.ndarray  # (E,)
-    epochs: np.ndarray  # (E,)
-    deciles: np.ndarray  # (E, N) uint8
-
-
 class LossPatterns(Probe):
-    """Follow every example's loss decile from measurement to measurement.
+    """Follow every example's loss decile from pass to pass; a pass is N examples trained.
 
-    One row for each earlier measurement and each decile: `first_epoch` (of the earlier measurement), `decile` (1 has
-    the highest losses), `share` (which part of the decile's examples then has stayed in it until now).
+    One row for each complete pass but the last and each decile: `first_epoch` (the pass, from 1), `decile` (1 has the
+    highest losses), `share` (which part of the decile's examples then has stayed in it to the last complete pass).
+
+    A loss is that of the example's training step. An example that a pass leaves out keeps its last loss; while it has
+    none, it is with the highest.
 
     Args:
         bins: number of bins; 10 makes deciles.
+        passes: number of passes that are followed, from the first on.
     """
 
-    def __init__(self, bins: Annotated[int, Ge(2), Le(MAX_BINS)]):
+    observes = ("loss",)
+    losses: Tensor  # (passes + 1, N) float32: by pass and example; NaN where there is none
+
+    def __init__(self, bins: Annotated[int, Ge(2), Le(MAX_BINS)], passes: Annotated[int, Ge(2)]):
+        super().__init__()
         self.bins = bins
+        self.passes = passes
 
     def allocate(self, parts: Parts) -> None:
-        n = parts.dataset.num_examples
+        n, device = parts.dataset.num_examples, parts.dataset.device
         if self.bins > n:
             raise ConfigError(f"probe.bins={self.bins} is larger than the training set ({n} examples)")
+        self.progress = parts.progress
+        # The last row takes what comes after the passes that are followed, so that nothing waits for the device.
+        self.register_buffer("losses", torch.full((self.passes + 1, n), torch.nan, device=device))
 
-    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
-        dataset, progress = parts.dataset, parts.progress
-        with evaluation_mode(parts.model):
-            everything = torch.arange(dataset.num_examples, device=dataset.device)
-            losses = score(parts, everything, dataset.plain, ("loss",))["loss"]
-        earlier = load(folder, progress.updates, dataset.num_examples)
-        history = History(
-            np.append(earlier.updates, progress.updates),
-            np.append(earlier.epochs, progress.epoch),
-            np.vstack([earlier.deciles, deciles(losses, self.bins).cpu().numpy()]),
-        )
-        save(folder, history)
+    def observe(self, draw: Draw, signals: Signals) -> None:
+        n, indices = self.losses.shape[1], draw.batch.indices
+        trained = self.progress.examples_trained + torch.arange(len(indices), device=indices.device)
+        assign(self.losses.view(-1), (trained // n).clamp_(max=self.passes) * n + indices, signals["loss"])
+
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
+        complete = min(self.progress.examples_trained // self.progress.num_examples, self.passes)
+        last, history = self.losses[0], []
+        for losses in self.losses[:complete]:
+            last = torch.where(losses.isnan(), last, losses)
+            history.append(deciles(last, self.bins).cpu().numpy())
         return [
-            {"first_epoch": float(epoch), "decile": decile + 1, "share": float(share)}
-            for epoch, shares in zip(earlier.epochs, lasting_shares(history.deciles, self.bins), strict=True)
+            {"first_epoch": float(first), "decile": decile + 1, "share": float(share)}
+            for first, shares in enumerate(lasting_shares(history, self.bins), start=1)
             for decile, share in enumerate(shares)
         ]
 
@@ -81,40 +77,11 @@ def deciles(losses: Tensor, bins: int) -> Tensor:
     return result
 
 
-def lasting_shares(deciles: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Return for each row but the last of `deciles` (E, N) which share (bins,) of each decile never left it again."""
-    stayed = np.ones(deciles.shape[1], dtype=bool)
+def lasting_shares(deciles: list[np.ndarray], bins: int) -> list[np.ndarray]:
+    """Return for each of `deciles`, (N,) each, but the last which share (bins,) of each decile never left it again."""
     shares = []
+    stayed: np.ndarray | bool = True
     for now, then in zip(deciles[-2::-1], deciles[:0:-1], strict=True):
-        stayed &= now == then
+        stayed = stayed & (now == then)
         shares.append(np.bincount(now[stayed], minlength=bins) / np.bincount(now, minlength=bins))
     return shares[::-1]
-
-
-def load(folder: Path, updates: int, num_examples: int) -> History:
-    """Return the measurements before `updates` that count: a run that was killed repeats some of them.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return History(np.empty(0, np.int64), np.empty(0), np.empty((0, num_examples), np.uint8))
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            history = History(*(arrays[name] for name in History._fields))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        raise UserError(f"{path} cannot be read; delete {folder} to start this run again") from None
-    counted = [row["updates"] for row in effective_rows(read_rows(folder / RECORD)) if row["updates"] < updates]
-    kept = np.isin(history.updates, counted)
-    return History(*(values[kept] for values in history))
-
-
-def save(folder: Path, history: History) -> None:
-    """Write the measurements so far, whole or not at all."""
-    buffer = BytesIO()
-    np.savez_compressed(buffer, **history._asdict())
-    try:
-        write_whole(folder / FILE, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {folder / FILE}: {error.strerror}") from error

@@ -1,14 +1,13 @@
-"""Scores of training examples at every evaluation, for scatter plots of one score against another.
+"""Scores of training examples, for scatter plots of one score against another.
 
-Three figures need them: loss against gradient norm (Zakka 2018); sampling probabilities by loss and by upper bound
-against probabilities by gradient norm (Katharopoulos and Fleuret 2018, Figure 2); gradient norm at the loss layer
-against the norm of the whole gradient (Johnson and Guestrin 2018, Figure 2 left). Deviation: Zakka's post records its
-pairs during an epoch, so every pair belongs to another state of the model. Here all pairs belong to one state.
+By one state of the model: sampling probabilities by loss and by upper bound against probabilities by gradient norm
+(Katharopoulos and Fleuret 2018, Figure 2), and gradient norm at the loss layer against the norm of the whole gradient
+(Johnson and Guestrin 2018, Figure 2 left). Each by the state that its own training step met: loss against gradient norm
+(Zakka 2018, first figure).
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -19,9 +18,11 @@ from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.probes.base import Probe
 from isbench.progress_bar import ProgressBar
+from isbench.samplers.base import Signals, assign
 from isbench.signals import FULL_GRADIENT, Score, per_example, per_example_gradient_norm
 from isbench.training.evaluate import evaluation_mode
 from isbench.training.streams import fixed_subset
+from isbench.types import Draw
 
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -37,6 +38,7 @@ class Scores(Probe):
     """
 
     def __init__(self, examples: Annotated[int, Ge(1)] | None, signals: list[Score]):
+        super().__init__()
         self.examples = examples
         self.signals = signals
 
@@ -46,12 +48,52 @@ class Scores(Probe):
             raise ConfigError(f"probe.examples={self.examples} is larger than the training set ({n} examples)")
         self.subset = fixed_subset(n, self.examples).sort().values.to(parts.dataset.device)
 
-    def measure(self, parts: Parts, folder: Path) -> list[dict[str, Any]]:
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
         with evaluation_mode(parts.model):
             scores = score(parts, self.subset, parts.dataset.plain, self.signals)
         labels = parts.dataset.targets[self.subset]
         lists = {name: rounded(values) for name, values in scores.items()}
         return [{"index": self.subset.tolist(), "label": labels.tolist(), **lists}]
+
+
+class ScoresInTraining(Probe):
+    """Keep the scores that each example had in its last training step, with its inputs there and before the update.
+
+    One row of lists, of the examples that have been trained on: `index`, `label`, and the values of each signal, to six
+    significant digits. The step's own forward pass gives all signals but the norm of the whole gradient. This one is
+    taken in evaluation mode, since batch norm in train mode ties examples together, while the clock stands still.
+
+    Args:
+        signals: names in `isbench.signals.SCORES`.
+    """
+
+    scores: Tensor  # (N, number of signals) float32; NaN before the first step
+
+    def __init__(self, signals: list[Score]):
+        super().__init__()
+        self.signals = signals
+        self.observes = tuple(name for name in signals if name != FULL_GRADIENT)
+
+    def allocate(self, parts: Parts) -> None:
+        self.parts = parts
+        shape = parts.dataset.num_examples, len(self.signals)
+        self.register_buffer("scores", torch.full(shape, torch.nan, device=parts.dataset.device))
+
+    def observe(self, draw: Draw, signals: Signals) -> None:
+        parts, batch, scores = self.parts, draw.batch, dict(signals)
+        if FULL_GRADIENT in self.signals:
+            with parts.clock.paused(), evaluation_mode(parts.model):
+                scores[FULL_GRADIENT] = per_example_gradient_norm(
+                    parts.model, parts.criterion, batch.inputs, batch.targets
+                )
+        assign(self.scores, batch.indices, torch.stack([scores[name] for name in self.signals], dim=1))
+
+    def measure(self, parts: Parts) -> list[dict[str, Any]]:
+        index = self.scores[:, 0].isfinite().nonzero().flatten()
+        if not len(index):
+            return []
+        columns = zip(self.signals, map(rounded, self.scores[index].T), strict=True)
+        return [{"index": index.tolist(), "label": parts.dataset.targets[index].tolist()} | dict(columns)]
 
 
 def gradient_chunk(parts: Parts) -> int:

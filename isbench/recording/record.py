@@ -144,6 +144,22 @@ def effective_rows(rows: Iterable[Row]) -> list[Row]:
     return [counted[updates] for updates in sorted(counted)]
 
 
+def learning_rates(rows: Iterable[Row]) -> list[float]:
+    """Return the learning rate of each update that counts, from the rows that tell where it changed."""
+    rows = list(rows)
+    changes: dict[int, float] = {}
+    for row in sorted(rows, key=lambda row: row["attempt"]):
+        if row["kind"] == "start":
+            resumed_at = row.get("resumed_at") or 0
+            changes = {updates: rate for updates, rate in changes.items() if updates <= resumed_at}
+        elif row["kind"] == "rate":
+            changes.update(zip(row["updates"], row["learning_rate"], strict=True))
+    updates = effective_rows(rows)[-1]["updates"]
+    starts = [update for update in sorted(changes) if update <= updates]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], updates + 1], strict=True)]
+    return [changes[start] for start, length in zip(starts, lengths, strict=True) for _ in range(length)]
+
+
 def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
     """Return (status, reason) of the latest attempt, or None if it has no `end` row: it is running or was killed."""
     latest, status = 0, None

@@ -6,7 +6,6 @@ not drawn against seconds. Colours are from Wong's (Nature Methods 2011) and Tol
 sampler; a dash tells apart those whose colours are close.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,24 +225,22 @@ def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> 
     }
     with rc_context(MATPLOTLIB):
         figure, data = drawing(runs)
+        _settle(figure)
         for name in formats:
             figure.savefig(stem.with_suffix(f".{name}"), dpi=160, metadata=dates[name])
-            if name == "svg":
-                _number_clips(stem.with_suffix(".svg"))
     return data
 
 
-def _number_clips(path: Path) -> None:
-    """Name the clipping paths of an SVG in their order: matplotlib names them by the last bits of their corners.
-
-    The layout's solver does not repeat those bits within one process.
-    """
-    numbers: dict[str, str] = {}
-    text = path.read_text(encoding="utf-8")
-    path.write_text(
-        re.sub(r"\bp[0-9a-f]{10}\b", lambda name: numbers.setdefault(name[0], f"clip{len(numbers)}"), text),
-        encoding="utf-8",
-    )
+def _settle(figure: Figure) -> None:
+    """Lay a figure out, then round where its parts are: the solver does not repeat the last bits."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts = list(figure.subfigs)
+    for part in parts:
+        parts += part.subfigs
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+    for panel in figure.axes:
+        panel.set_position(np.round(panel.get_position().bounds, 6).tolist())
 
 
 def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:

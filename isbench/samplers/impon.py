@@ -14,6 +14,8 @@ from torch import Tensor
 from isbench.samplers.base import Sampler, Signals, assign
 from isbench.types import Batch, Draw
 
+CORRELATION_WEIGHT = 0.01  # of a batch in the moving average
+
 
 class Impon(Sampler):
     """Rank a uniform bank of examples by predicted loss, and train on its top without weights.
@@ -27,6 +29,8 @@ class Impon(Sampler):
         inputs: x_i. raw: the augmented inputs. features: the input of the network's last layer at the example's last
             visit, zeros before the first.
         lowest: train on the lowest predictions instead (the paper's "IMPONwLowScores").
+        fit_level: add a constant that fits each batch best, so that theta learns from losses about their mean. Without
+            it (the paper's reading) predictions stay far below the losses, and theta goes where the mean input points.
 
     Estimator: biased (towards high predicted loss; with `lowest` towards low)
     Memory: 0 bytes per example; inputs=features: 4 D bytes for D features
@@ -37,6 +41,7 @@ class Impon(Sampler):
     theta: Tensor
     cache: Tensor
     regression_error: Tensor
+    correlation: Tensor  # of predictions and losses within a batch, a moving average
 
     def __init__(
         self,
@@ -44,12 +49,14 @@ class Impon(Sampler):
         regressor_lr: Annotated[float, Gt(0)] = 1e-6,
         inputs: Literal["raw", "features"] = "raw",
         lowest: bool = False,
+        fit_level: bool = False,
     ):
         super().__init__()
         self.bank_size = bank_size
         self.regressor_lr = regressor_lr
         self.inputs = inputs
         self.lowest = lowest
+        self.fit_level = fit_level
         self.observes = ("loss", "weight_norm", "features") if inputs == "features" else ("loss", "weight_norm")
 
     def allocate(self) -> None:
@@ -61,6 +68,7 @@ class Impon(Sampler):
             size = math.prod(self.workspace.input_shape)
         self.register_buffer("theta", torch.zeros(size + 1))  # the last entry belongs to |W|
         self.register_buffer("regression_error", torch.zeros(()))
+        self.register_buffer("correlation", torch.zeros(()))
 
     def draw(self) -> Draw:
         workspace = self.workspace
@@ -72,21 +80,27 @@ class Impon(Sampler):
         ranked = shuffled[predicted[shuffled].argsort(descending=not self.lowest, stable=True)]
         chosen = ranked[: workspace.batch_size]
         # Weights are 1; a regressor that is no longer finite must not go unnoticed.
-        return Draw(bank.take(chosen), 1 + 0 * predicted[chosen])
+        predicted = predicted[chosen]
+        return Draw(bank.take(chosen), 1 + 0 * predicted, {"predicted": predicted})
 
     def observe(self, draw: Draw, signals: Signals) -> None:
-        represented, norm = self._represent(draw.batch), signals["weight_norm"]
-        errors = torch.addmv(self.theta[-1] * norm - signals["loss"], represented, self.theta[:-1])
+        represented, norm, losses = self._represent(draw.batch), signals["weight_norm"], signals["loss"]
+        errors = torch.addmv(self.theta[-1] * norm - losses, represented, self.theta[:-1])
+        if self.fit_level:
+            errors -= errors.mean()
         self.regression_error.copy_(errors.dot(errors) / len(errors))
         rate = self.regressor_lr * 2 / len(errors)
         self.theta[:-1].addmv_(represented.T, errors, alpha=-rate)
         self.theta[-1].sub_(errors.sum() * norm, alpha=rate)
+        pair = torch.stack([draw.memo["predicted"], losses])
+        correlation = pair.corrcoef()[0, 1].nan_to_num()  # equal predictions, after a reset, tell nothing
+        self.correlation.lerp_(correlation, CORRELATION_WEIGHT)
         if self.inputs == "features":
             indices = draw.batch.indices
             assign(self.cache, indices, signals["features"])
 
     def diagnostics(self) -> dict[str, float]:
-        return {"regression_error": float(self.regression_error)}
+        return {"regression_error": float(self.regression_error), "correlation": float(self.correlation)}
 
     def _represent(self, batch: Batch) -> Tensor:
         """Return x of each example, (n, D)."""

@@ -4,7 +4,7 @@ Schaul, Quan, Antonoglou and Silver (2016), "Prioritized Experience Replay", the
 Algorithm 1), with training examples for transitions and the loss for the temporal-difference error. Deviations:
 
 - weights are divided by the largest of the batch, not of the whole set;
-- beta rises with the share of the budget spent.
+- beta rises with the share of the budget spent, unless it is kept constant.
 """
 
 from typing import Annotated
@@ -28,7 +28,8 @@ class Prioritized(Sampler):
     Args:
         signal: the score, one of `isbench.signals.SCORES`.
         alpha: 0 is uniform, 1 proportional.
-        beta: exponent of the weights at the start of the budget; it rises linearly to 1.
+        beta: exponent of the weights at the start of the budget.
+        anneal: let beta rise linearly to 1 at the end of the budget; otherwise it is constant.
         eps: keeps priorities above zero.
         normalize: divide the weights by the largest of the batch.
 
@@ -50,6 +51,7 @@ class Prioritized(Sampler):
         beta: Annotated[float, Ge(0), Le(1)] = 0.4,
         eps: Annotated[float, Gt(0)] = 1e-6,
         normalize: bool = True,
+        anneal: bool = True,
     ):
         super().__init__()
         self.signal = signal
@@ -57,6 +59,7 @@ class Prioritized(Sampler):
         self.beta = beta
         self.eps = eps
         self.normalize = normalize
+        self.anneal = anneal
         self.observes = (signal,) if signal in PER_EXAMPLE else ()
 
     def allocate(self) -> None:
@@ -71,7 +74,7 @@ class Prioritized(Sampler):
 
     def current_beta(self) -> float:
         """Return the exponent of the weights at this point of the budget."""
-        return self.beta + (1 - self.beta) * min(self.workspace.fraction(), 1.0)
+        return self.beta + (1 - self.beta) * min(self.workspace.fraction(), 1.0) if self.anneal else self.beta
 
     def draw(self) -> Draw:
         workspace = self.workspace

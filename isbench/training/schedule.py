@@ -10,6 +10,7 @@ from typing import Annotated
 from annotated_types import Gt, Lt
 
 from isbench.errors import ConfigError
+from isbench.types import Progress
 
 Schedule = Callable[[float], float]
 
@@ -47,3 +48,11 @@ def inverse_square_root(span: float) -> Schedule:
     For the rate eta / sqrt(a + t) over T updates, take span = T / a and the base rate eta / sqrt(a).
     """
     return lambda fraction: 1 / math.sqrt(1 + span * fraction)
+
+
+def replay(rates: Sequence[float], progress: Progress) -> Schedule:
+    """Return the rates of another run, one for each update; the last one stays. Where the budget stands plays no part.
+
+    They are rates, not factors: the base rate is then 1.
+    """
+    return lambda fraction: rates[min(progress.updates, len(rates) - 1)]

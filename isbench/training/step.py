@@ -30,6 +30,7 @@ class TrainStep:
         clip_norm: the largest norm of the weighted gradient, or None.
         ranks: the processes that share the batch.
         sync_norm: take the statistics of weighted batch norm over the whole batch, not over each process's part.
+        watch: is shown each draw and its signals before the update.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TrainStep:
         clip_norm: float | None = None,
         ranks: Ranks = ALONE,
         sync_norm: bool = True,
+        watch: Callable[[Draw, Tensors], None] = lambda draw, signals: None,
     ):
         self.engine = engine
         self.criterion = criterion
@@ -51,6 +53,7 @@ class TrainStep:
         self.example_signals = tuple(name for name in observes if name in PER_EXAMPLE and name != "loss")
         self.step_signals = tuple(name for name in observes if name in PER_STEP)
         self.clip_norm = clip_norm
+        self.watch = watch
         self.parameters = engine.model.trainable()
         self.ranks = ranks
         self.statistics = StatisticsWeights(engine.model, ranks.part, is_shared=ranks.size > 1 and sync_norm)
@@ -62,6 +65,7 @@ class TrainStep:
         """Put the gradient of mean(weights * losses) in place; return the observed signals of the forward pass."""
         signals = self._gradient(draw)
         self._losses.append(signals.pop("objective"))
+        self.watch(draw, signals)
         return signals
 
     def _forward_and_backward(self, draw: Draw) -> Tensors:

@@ -150,7 +150,6 @@ RANGES: dict[str, Range] = {
     "sampler=rais sampler.smoothing": (1e-300, 1),
     "sampler=rais sampler.max_gain": FROM_1,
     "sampler=rais sampler.calibrate_every": FROM_1,
-    "sampler=rais sampler.calibration_examples": FROM_1,
     "sampler=rais sampler.outlier_threshold": ABOVE_0,
     "sampler=rho_loss sampler.pool_size": (16, 160),
     "sampler=selective_backprop sampler.beta": (0, None),
