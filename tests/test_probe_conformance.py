@@ -16,7 +16,8 @@ from isbench.run import run
 from tests.conftest import TINY, build_parts, comparable, compose_config, tensors, train_parts
 
 PROBES = sorted(path.stem for path in (config_folder() / "probe").glob("*.yaml"))
-SIZES = {"examples": 40, "pool_size": 64, "batch_size": 8, "repeats": 2, "count": 5, "batches": 3}  # in place of the published ones
+# In place of the published ones.
+SIZES = {"examples": 40, "pool_size": 64, "batch_size": 8, "repeats": 2, "count": 5, "batches": 3}
 every_probe = pytest.mark.parametrize("probe", PROBES)
 
 

@@ -150,7 +150,7 @@ def moments_of(gradients: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_gain_ratio_against_the_gradients_of_training(norm: str, dropout: float, monkeypatch) -> None:
-    """At frozen weights, over many batches: the formula, then the estimate with its second moments of the loss layer."""
+    """At frozen weights, over many batches: the formula, then the estimate with the loss layer's second moments."""
     monkeypatch.setattr(rais, "FORGETTING", 1e-3)  # averages as good as plain means
     size, batches, decay = 32, 70, 0.003
     parts = build_parts(
@@ -180,7 +180,8 @@ def test_gain_ratio_against_the_gradients_of_training(norm: str, dropout: float,
     second_moments = (size * u - (size - 1) * u_mean) / (size * r - (size - 1) * r_mean)  # U1 / R1 of whole gradients
     formula = 1 + (second_moments - 1) * (1 - (1 - 1 / size) * sampler.rho())
     assert formula == pytest.approx(u / r, rel=0.1)
-    assert 1 / 1.6 < sampler.gain_ratio() / (u / r) < 1.6  # the loss layer in place of all layers: measured, not derived
+    # The loss layer in place of all layers: measured, not derived.
+    assert 1 / 1.6 < sampler.gain_ratio() / (u / r) < 1.6
     _, _, first, other = sampler.moments.tolist()
     assert sampler.gain_ratio() <= max(1.0, first / other)
 

@@ -21,7 +21,7 @@ class Gain(Probe):
     """Measure the gain ratio at the weights as they are, in train mode, penalty included.
 
     One row: `estimated` (the method's own gain ratio, in use at the next update), `true` (the ratio of the two means),
-    `true_error` (its standard error, to first order), `acts` (whether the method draws otherwise than uniformly by now).
+    `true_error` (its standard error, to first order), `acts` (whether the method has a say by now).
 
     Args:
         batches: gradients of each kind. Sixty know the ratio to some five to ten per cent.
@@ -36,11 +36,11 @@ class Gain(Probe):
             raise Incompatible("probe=gain cannot be used by several processes: only the first would train")
 
         def step(reweight: Any, observes: tuple[str, ...]) -> TrainStep:
-            return TrainStep(parts.step.engine, parts.criterion, parts.optimizer, reweight, (*observes, "gradient_norm"))
+            return TrainStep(parts.step.engine, parts.criterion, parts.optimizer, reweight, observes)
 
         sampler = parts.sampler
-        self.sampled = step(sampler.reweight, tuple(name for name in sampler.observes if name != "gradient_norm"))
-        self.uniform = step(lambda draw, signals: draw.weights, ())
+        self.sampled = step(sampler.reweight, tuple(dict.fromkeys((*sampler.observes, "gradient_norm"))))
+        self.uniform = step(lambda draw, signals: draw.weights, ("gradient_norm",))
 
     def measure(self, parts: Parts) -> list[dict[str, Any]]:
         sampler, workspace = parts.sampler, parts.workspace

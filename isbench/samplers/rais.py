@@ -6,8 +6,8 @@ Deviations:
 
 - the first pass is shuffled, and sampling is uniform from there to the first fit;
 - the constant feature keeps 1e-4 of all uncertainty, so that no probability is zero;
-- the gain ratio is put together from ratios that have no unit (see `RAIS.gain_ratio`), since the paper's has none in its
-  text; it is kept between 1 and `max_gain`, and its moments leave the scaling of outliers aside.
+- the gain ratio is put together from ratios, since the paper does not say how its terms come to one unit (see
+  `RAIS.gain_ratio`); it is kept between 1 and `max_gain`, and its moments leave the scaling of outliers aside.
 """
 
 from collections.abc import Callable
@@ -213,8 +213,8 @@ class RAIS(Sampler):
     def gain_ratio(self) -> float:
         """Return r = E|g_U|^2 / E|g_R|^2 as estimated (section 4.4), without limits.
 
-        To first order, the train-mode gradient of a batch is the mean of its w_i psi_i, where batch norm and dropout are
-        part of psi. With U1 and R1 the second moments of one example's term, uniform and with RAIS's weights,
+        To first order, the train-mode gradient of a batch is the mean of its w_i psi_i, where batch norm and dropout
+        are part of psi. With U1 and R1 the second moments of one example's term, uniform and with RAIS's weights,
 
             r = 1 + (U1 - R1) / (b R) = 1 + (U1 / R1 - 1) (1 - (1 - 1 / b) rho),   rho = |E g|^2 / R.
 

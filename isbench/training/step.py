@@ -139,7 +139,7 @@ class TrainStep:
         whole: list[Tensor] = []
         for group in self.optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
+            gradients = tuple(p.grad for p in parameters)
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
             whole.extend(gradients)
