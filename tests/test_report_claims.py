@@ -275,3 +275,19 @@ def test_shares_are_those_last_measured_of_the_nearest_epoch(tmp_path):
 def test_claims_that_cannot_fail_or_hold_are_refused(rest, complaint):
     with pytest.raises(ValueError, match=complaint):
         Claim(text="a claim", arm="loss", **rest)
+
+
+def test_a_shift_of_budget_curves_is_judged_like_any_ratio(tmp_path):
+    """A method that needs half of uniform's budget, and one that is uniform; three seeds, in seconds."""
+    arms = {"uniform_0.25x": (10, 1), "uniform_0.5x": (20, 1), "uniform": (40, 1), "half": (20, 2), "same": (20, 1)}
+    for arm, (budget, speed) in arms.items():
+        for seed in range(3):
+            error = 0.5 * (budget * speed) ** -0.5 * (1 + 0.01 * ((7 * seed + budget) % 5))
+            limit = {"name": "b", "unit": "seconds", "limit": float(budget), "effective": False}
+            write_run(tmp_path, "uniform", seed, [(0.0, 0.9), (float(budget), error)], arm=arm, budget=limit)
+    half, same = (found(tmp_path, "budget_shift", arm=arm, smallest=1.2) for arm in ("half", "same"))
+    assert half.verdict == "reproduced" and half.centre.value == pytest.approx(2, rel=0.1)
+    assert half.n == 3 and half.p < 0.05 and half.ours().endswith("]")
+    assert same.verdict == "refuted" and same.centre.value == pytest.approx(1, rel=0.1) and same.p > 0.05
+    beyond = found(tmp_path, "budget_shift", arm="half", of={"budget": "20 seconds"}, baseline="same", smallest=1.2)
+    assert beyond.ours().startswith("above 1.00") and beyond.verdict in ("reproduced", "inconclusive")

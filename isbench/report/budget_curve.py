@@ -23,6 +23,7 @@ from scipy.special import bdtr, stdtrit
 
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.load import Runs
+from isbench.report.measures import Centre, Sample
 
 STEP = 0.005  # between the factors tested, in logarithms
 ROUNDING = 1e-9  # what of a gap in logarithms is no gap
@@ -33,7 +34,8 @@ class Shift(NamedTuple):
     """A speed-up over a baseline, its interval, the number of paired seeds, and the level that the interval attains.
 
     Where `censored` is "at least" or "at most" the curves do not meet: `speedup` is the last factor on the baseline's
-    curve. An interval without an end within the curve has the bound 0 or infinity. Below two seeds bounds are NaN.
+    curve. An interval without an end within the curve has the bound 0 or infinity. Below two seeds bounds are NaN. `p`
+    is two-sided, of a factor of 1; it is NaN where 1 is not on the curve.
     """
 
     speedup: float
@@ -42,6 +44,13 @@ class Shift(NamedTuple):
     n: int
     censored: str
     level: float
+    p: float
+
+    def centre(self) -> Centre:
+        """Return the speed-up as a centre with its interval; where the curves do not meet, by its bounds."""
+        least = 0.0 if self.censored == "at most" else self.speedup
+        most = np.inf if self.censored == "at least" else self.speedup
+        return Centre(least, most, self.low, self.high, self.level, is_median=self.level < 0.95)
 
 
 def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.95) -> Shift:
@@ -56,7 +65,7 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
     pairs = pd.concat(wide, axis=1, join="inner", keys=["baseline", "method"]).dropna()
     n = len(pairs)
     if not n:
-        return Shift(np.nan, np.nan, np.nan, 0, "", np.nan)
+        return Shift(np.nan, np.nan, np.nan, 0, "", np.nan, np.nan)
     curve, own = pairs["baseline"], pairs["method"]
     errors = pd.concat([curve["error"], own["error"]], axis=1).to_numpy()
     factors, gaps = _gaps(*(_logs(side[name]) for side in (curve, own) for name in ("place", "error")))
@@ -72,7 +81,13 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
     if n == 1:
         low = high = attained = np.nan
     censored = "at least" if centre.min() > ROUNDING else "at most" if centre.max() < -ROUNDING else ""
-    return Shift(speedup, low, high, n, censored, attained)
+    at_one = [np.interp(0, factors, own, np.nan, np.nan) for own in gaps]
+    if is_ranked:
+        sample = Sample([(-np.inf, gap) if gap < 0 else (gap, np.inf) for gap in at_one])
+    else:
+        sample = Sample([(gap, gap) for gap in at_one])
+    p = min(1.0, 2 * min(sample.p_beyond(0, 1), sample.p_beyond(0, -1)))
+    return Shift(speedup, low, high, n, censored, attained, p)
 
 
 def _logs(values: pd.DataFrame) -> np.ndarray:
@@ -134,6 +149,11 @@ def _fall(places: np.ndarray, values: np.ndarray, before: float, after: float) -
     return float(places[hit - 1] + share * (places[hit] - places[hit - 1]))
 
 
+def is_budget_of(arms: pd.Series, arm: str) -> pd.Series:
+    """Say which arms are this one at some budget: it itself, or its name with a factor, `uniform_0.25x`."""
+    return arms.str.fullmatch(rf"{re.escape(arm)}(_[\d.]+x)?")
+
+
 def final_errors(runs: Runs, arm: str, axis: str) -> pd.DataFrame:
     """Return the ended runs of an arm: `seed` (with data and model), `budget`, `place`, `error`, `seconds`.
 
@@ -142,9 +162,9 @@ def final_errors(runs: Runs, arm: str, axis: str) -> pd.DataFrame:
     place of the finished runs of its budget. `seconds` is NaN unless the run finished alone on the machine, and so then
     is a `place` in seconds.
     """
-    is_of_arm = runs.runs["arm"].str.fullmatch(rf"{re.escape(arm)}(_[\d.]+x)?")
     last = runs.rows.drop_duplicates("run_id", keep="last")[["run_id", UNIT_COLUMNS[axis], "test_error"]]
-    ended = runs.runs[is_of_arm & runs.runs["status"].isin(ENDED)].merge(last, on="run_id", how="left")
+    ended = runs.runs[is_budget_of(runs.runs["arm"], arm) & runs.runs["status"].isin(ENDED)]
+    ended = ended.merge(last, on="run_id", how="left")
     finished = ended["status"].eq("finished")
     seconds = ended["seconds"].where(finished & ended["alone"])
     place = seconds if axis == "seconds" else ended[UNIT_COLUMNS[axis]].where(finished)

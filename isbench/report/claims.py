@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from isbench.config import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
+from isbench.report.budget_curve import Shift, budget_shift, is_budget_of
 from isbench.report.load import Runs
 from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
 from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number, p_value
@@ -149,18 +150,20 @@ class Quantity:
         is_ratio: averaged as a logarithm.
         is_paired: it needs the run of the baseline.
         is_timed: it is made of seconds, whatever is held equal.
+        of_budgets: it is no number per seed, but one of all runs of both arms at all their budgets.
         has_target: it is of when a target is reached, and knows itself what divergence means for it.
         probe: the probe whose rows it is measured on, instead of the evaluations.
         held: how a sentence introduces the claim's axis, nothing where it plays no part.
         scale, unit: how it is written.
     """
 
-    measure: Callable[..., float | Bounds]
+    measure: Callable[..., Any]
     neutral: float | None = None
     better: int = 1
     is_ratio: bool = False
     is_paired: bool = False
     is_timed: bool = False
+    of_budgets: bool = False
     has_target: bool = False
     probe: str | None = None
     held: str = ""
@@ -228,6 +231,10 @@ def _speedup(run: Run, baseline: Run, claim: Claim, target: float, column: str =
     axis = UNIT_COLUMNS[claim.axis]
     own, other = (time_bounds(each.curve, column, target, axis, each.diverged) for each in (run, baseline))
     return ratio_bounds(other, own)
+
+
+def _budget_shift(runs: Runs, _: None, claim: Claim, budget: str | None = None) -> Shift:
+    return budget_shift(runs, claim.arm, claim.baseline, claim.axis, budget)
 
 
 def _epochs_equivalent(run: Run, baseline: None, claim: Claim) -> float:
@@ -322,6 +329,9 @@ QUANTITIES: dict[str, Quantity] = {
     "test_error_difference": Quantity(measure=_error_difference, neutral=0, is_paired=True, held=EQUAL, unit=" points"),
     "speedup": Quantity(
         measure=_speedup, neutral=1, is_ratio=True, is_paired=True, has_target=True, held="in", unit=TIMES
+    ),
+    "budget_shift": Quantity(
+        measure=_budget_shift, neutral=1, is_ratio=True, is_paired=True, of_budgets=True, held="in", unit=TIMES
     ),
     "epochs_equivalent": Quantity(measure=_epochs_equivalent),
     "gain_ratio": Quantity(measure=_gain_ratio, neutral=1, is_ratio=True),
@@ -430,26 +440,29 @@ class Finding(NamedTuple):
 
 
 def measure(claim: Claim, runs: Runs) -> Measured:
-    """Measure a claim on every seed that has what it needs."""
+    """Measure a claim on every seed that has what it needs; of budgets, only find the runs."""
     quantity = QUANTITIES[claim.quantity]
+    is_arm = is_budget_of if quantity.of_budgets else pd.Series.eq
+    in_arm, in_baseline = (is_arm(runs.runs["arm"], name) for name in (claim.arm, claim.baseline))
     is_timed = quantity.is_timed or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
-    involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
+    involved = runs.runs[in_arm | (in_baseline & quantity.is_paired)]
     usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
     ended = usable[usable["status"].isin(ENDED)]
-    arms = _by_seed(runs, ended[ended["arm"].eq(claim.arm)], quantity.probe)
-    baselines = _by_seed(runs, ended[ended["arm"].eq(claim.baseline)], quantity.probe) if quantity.is_paired else {}
+    arms = _by_seed(runs, ended[in_arm[ended.index]], quantity.probe)
+    baselines = _by_seed(runs, ended[in_baseline[ended.index]], quantity.probe) if quantity.is_paired else {}
     values = {
         key: quantity.bounds(run, baselines.get(key), claim)
         for key, run in arms.items()
-        if key in baselines or not quantity.is_paired
+        if not quantity.of_budgets and (key in baselines or not quantity.is_paired)
     }
     known = {key: bounds for key, bounds in values.items() if not math.isnan(bounds.least)}
     not_known = [key for key, (least, most) in known.items() if least != most or least in (quantity.lowest, math.inf)]
     diverged = sum(arms[key].diverged or (key in baselines and baselines[key].diverged) for key in not_known)
+    counted = arms if quantity.of_budgets else known
     return Measured(
         values=known,
-        arms=[arms[key] for key in known],
-        baselines=[baselines[key] for key in known if key in baselines],
+        arms=[arms[key] for key in counted],
+        baselines=[baselines[key] for key in counted if key in baselines],
         involved=involved,
         unusable=len(involved) - len(usable),
         misses=len(not_known) - diverged,
@@ -460,12 +473,18 @@ def measure(claim: Claim, runs: Runs) -> Measured:
 def check(claim: Claim, runs: Runs) -> Finding:
     """Measure a claim, and judge it."""
     quantity, measured = QUANTITIES[claim.quantity], measure(claim, runs)
-    sample = Sample(list(measured.values.values()), quantity.is_ratio)
-    centre = sample.centre()
-    evidence = _evidence(claim, measured, centre)
+    if quantity.of_budgets:
+        shift = quantity.measure(runs, None, claim, **claim.of)
+        n, centre, p = shift.n, shift.centre(), shift.p
+        evidence = _evidence(claim, measured, centre, n)
+    else:
+        sample = Sample(list(measured.values.values()), quantity.is_ratio)
+        n, centre = sample.n, sample.centre()
+        evidence = _evidence(claim, measured, centre, n)
+        p = _p(claim, evidence, sample)
     verdict = judge(evidence)
-    p = _p(claim, evidence, sample) if verdict in JUDGED else math.nan
-    finding = Finding(claim, centre, sample.n, measured.misses, measured.diverged, p, verdict, "")
+    p = p if verdict in JUDGED else math.nan
+    finding = Finding(claim, centre, n, measured.misses, measured.diverged, p, verdict, "")
     return finding._replace(sentence=_sentence(finding, measured))
 
 
@@ -476,9 +495,9 @@ def _is_too_coarse(claim: Claim, measured: Measured) -> bool:
     return QUANTITIES[claim.quantity].has_target and min(counts, default=ENOUGH_EVALUATIONS) < ENOUGH_EVALUATIONS
 
 
-def _evidence(claim: Claim, measured: Measured, centre: Centre) -> Evidence:
+def _evidence(claim: Claim, measured: Measured, centre: Centre, n: int) -> Evidence:
     quantity = QUANTITIES[claim.quantity]
-    is_interval = len(measured.values) > 1 and centre.level >= 0.95
+    is_interval = n > 1 and centre.level >= 0.95
     bounds = (centre.low, centre.high) if is_interval else (quantity.lowest, math.inf)
     allowed = (math.nan, math.nan) if _is_too_coarse(claim, measured) else claim.allows()
     published = math.nan if claim.published is None else claim.published
@@ -488,7 +507,7 @@ def _evidence(claim: Claim, measured: Measured, centre: Centre) -> Evidence:
     is_of_method = quantity.neutral is not None and quantity.probe is None
     is_of_learning = quantity.is_paired and not quantity.is_timed and quantity.probe is None
     return Evidence(
-        n=len(measured.values),
+        n=n,
         is_shared=measured.unusable > 0,
         acted=_mean(run.acted() for run in measured.arms) if is_of_method else math.nan,
         learned=_mean(run.learned() for run in measured.baselines) if is_of_learning else math.nan,

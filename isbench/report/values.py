@@ -1,7 +1,8 @@
 """`python -m isbench.report.values [ID ...]`: the value of every claim at every seed, as CSV.
 
 A verdict's number is the mean of these over seeds, of ratios the geometric mean, with Student's 95 % interval; where
-`least` and `most` differ, or are not finite, it is the median with its interval from ranks.
+`least` and `most` differ, or are not finite, it is the median with its interval from ranks. A shift of budget curves is
+no number per seed; `isbench.report.budget_curve.final_errors` has what it is made from.
 """
 
 import sys
