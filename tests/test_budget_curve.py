@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from isbench.report.budget_curve import budget_shift, curve_shift, final_errors
 from isbench.report.load import load_runs
@@ -73,7 +74,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_experiments(n):
 def test_a_known_shift_is_recovered_exactly(speedup, budgets):
     shift = curve_shift(*exact(speedup, budgets))
     assert shift[:3] == pytest.approx((speedup,) * 3, rel=1e-6)
-    assert shift[3:] == (3, "", 0.95)
+    assert shift[3:6] == (3, "", 0.95)
 
 
 def test_a_curve_of_any_shape_is_met_where_uniform_was_trained():
@@ -119,9 +120,9 @@ def test_the_interval_is_where_a_paired_t_test_shows_no_difference():
 
 def test_off_the_curve_there_are_bounds_alone():
     fast = curve_shift(*exact(3.0, [1.0]))
-    assert fast == (pytest.approx(2), pytest.approx(2), math.inf, 3, "at least", 0.95)
+    assert fast[:6] == (pytest.approx(2), pytest.approx(2), math.inf, 3, "at least", 0.95)
     slow = curve_shift(*exact(0.5, [0.35]))
-    assert slow == (pytest.approx(0.25 / 0.35), 0, pytest.approx(0.25 / 0.35), 3, "at most", 0.95)
+    assert slow[:6] == (pytest.approx(0.25 / 0.35), 0, pytest.approx(0.25 / 0.35), 3, "at most", 0.95)
     # A smaller budget of the method, whose triple is on the curve, still measures it.
     assert curve_shift(*exact(3.0)).speedup == pytest.approx(3, rel=1e-6)
 
@@ -248,7 +249,7 @@ def test_arms_that_differ_in_budget_make_a_curve(folder):
 def test_updates_are_divided_by_their_cost_and_seconds_are_as_they_are(folder):
     runs = load_runs(folder)
     for axis in ("updates", "seconds", "epochs", "examples"):
-        assert budget_shift(runs, "fast", axis=axis) == pytest.approx((2 / 1.2,) * 3 + (4, "", 0.95))
+        assert budget_shift(runs, "fast", axis=axis)[:6] == pytest.approx((2 / 1.2,) * 3 + (4, "", 0.95))
         assert budget_shift(runs, "fast", axis=axis, budget="50 updates").speedup == pytest.approx(2 / 1.2)
     assert budget_shift(runs, "uniform", "fast").n == 4  # any arm can be the baseline
     assert budget_shift(runs, "no_such").n == 0
@@ -277,3 +278,21 @@ def test_a_diverged_run_takes_the_place_of_the_others_and_an_unfinished_one_does
     assert budget_shift(runs, "fast", axis="updates") == pytest.approx(shift)
     runs.runs.loc[is_first, "status"] = "unfinished"
     assert budget_shift(runs, "fast").n == 3
+
+
+def test_p_is_that_of_a_factor_of_one():
+    """Against a t-test of the logarithms at the method's budget; with a diverged run, of signs; off the curve, none."""
+    baseline = pd.DataFrame(
+        {
+            "seed": [0, 0, 1, 1, 2, 2],
+            "budget": ["a", "b"] * 3,
+            "place": [1.0, 2.0] * 3,
+            "error": [0.4, 0.2, 0.5, 0.3, 0.4, 0.3],
+        }
+    )
+    method = pd.DataFrame({"seed": [0, 1, 2], "budget": ["a"] * 3, "place": [1.0] * 3, "error": [0.3, 0.4, 0.35]})
+    gaps = np.log([0.4 / 0.3, 0.5 / 0.4, 0.4 / 0.35])
+    assert curve_shift(baseline, method).p == pytest.approx(ttest_1samp(gaps, 0).pvalue)
+    diverged = method.assign(error=[0.3, 1.0, 0.35])
+    assert curve_shift(baseline, diverged).p == 1.0  # two of three signs
+    assert math.isnan(curve_shift(baseline, method.assign(place=3.0)).p)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from isbench.report.claims import QUANTITIES, Claim, Measured, _evidence
 from isbench.report.inventory import experiments
-from isbench.report.measures import Bounds, Centre, Sample
+from isbench.report.measures import Centre, Sample
 from isbench.report.verdicts import EFFECT, JUDGED, NOTHING, NUMBER, RANGE, RULES, Evidence, holm, judge
 
 WORDS = {
@@ -94,8 +94,8 @@ def test_rules_come_with_the_words_that_are_promised():
 def verdict(quantity, low, high, n=3, **rest):
     """Judge an interval in the units of its quantity."""
     claim = Claim(text="a claim", quantity=quantity, arm="loss", **rest)
-    measured = Measured({("", "", seed): Bounds(low, high) for seed in range(n)}, [], [], None, 0, 0, 0)
-    return judge(_evidence(claim, measured, Centre(low, high, low, high, 0.95)))
+    measured = Measured({}, [], [], None, 0, 0, 0)
+    return judge(_evidence(claim, measured, Centre(low, high, low, high, 0.95), n))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
         sample = Sample([(-np.inf, gap) if gap < 0 else (gap, np.inf) for gap in at_one])
     else:
         sample = Sample([(gap, gap) for gap in at_one])
-    p = min(1.0, 2 * min(sample.p_beyond(0, 1), sample.p_beyond(0, -1)))
+    p = float(np.clip(2 * min(sample.p_beyond(0, 1), sample.p_beyond(0, -1)), 0, 1))
     return Shift(speedup, low, high, n, censored, attained, p)
 
 
