@@ -11,6 +11,7 @@ PARTS = FOOT | {"signals", "models", "data", "training"}
 SPINE = {
     "__main__": {"cli"},
     "status": {"grid"},
+    "spend": {"grid"},
     "cli": {"errors", "files", "config", "explain", "grid", "run", "recording"},
     "report": {"errors", "files", "config", "explain", "grid", "recording"},
     "grid": {"errors", "locks", "files", "config", "explain", "recording", "training", "build", "run"},

@@ -1,0 +1,65 @@
+"""A given time for a list of grids."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from isbench.grid import spend
+from tests.conftest import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def grid(tmp_path: Path, *words: str) -> list[str]:
+    return [*TINY, f"runs_dir={tmp_path}/runs", "group=lent", *words]
+
+
+def test_runs_are_trained_in_the_order_of_the_list_and_once(tmp_path: Path, capfd) -> None:
+    path = tmp_path / "list"
+    lines = [grid(tmp_path, "sampler=prioritized,uniform", "seed=0,1"), grid(tmp_path, "sampler=infobatch")]
+    path.write_text("# what is worth most stands first\n\n" + "\n".join(" ".join(line) for line in lines))
+    assert spend.read(path) == lines
+    assert [len(spend.missing(line)) for line in lines] == [4, 1]
+    assert spend.spend(lines, 120.0) == "5 runs finished, 0 did not fit into 0:02:00"
+    done = [line.split(": finished")[0] for line in capfd.readouterr().out.splitlines() if ": finished" in line]
+    assert [line.split("seed=")[1] for line in done] == ["0", "0", "1", "1", "0"]
+    assert [len(spend.missing(line)) for line in lines] == [0, 0]
+    assert spend.overview(lines).splitlines()[-1].split()[-2:] == ["0", "0:00:00"]
+
+
+def test_a_run_that_does_not_fit_leaves_its_time_to_a_shorter_one(tmp_path: Path, monkeypatch) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(spend, "train", lambda words, seconds: trained.append(" ".join(words)))
+    seconds = ["budget.unit=seconds"]
+    long = [word for word in grid(tmp_path, *seconds, "budget.limit=300") if word != "budget.unit=updates"]
+    short = [word for word in grid(tmp_path, *seconds, "budget.limit=2") if word != "budget.unit=updates"]
+    assert spend.spend([long, short], 60.0).startswith("0 runs finished, 1 did not fit")
+    assert len(trained) == 1 and "budget.limit=2" in trained[0]
+
+
+def test_a_run_is_stopped_in_time_and_goes_on_later(tmp_path: Path) -> None:
+    words = grid(tmp_path, "budget.limit=200000", "evaluation.points=2000")
+    start = time.monotonic()
+    spend.train(words, 8.0)
+    assert time.monotonic() - start < 30
+    (run,) = spend.missing(words)
+    assert run.job.status({})[0] == "interrupted"
+    assert list((tmp_path / "runs").rglob("checkpoint*")), "what was trained is kept"
+
+
+@pytest.mark.parametrize(("text", "complaint"), [(None, "No such file"), ("dataset=mnst", "dataset=mnst")])
+def test_mistakes_get_a_line(tmp_path: Path, text: str | None, complaint: str) -> None:
+    path = tmp_path / "list"
+    if text is not None:
+        path.write_text(text)
+    call = [sys.executable, "-m", "isbench.spend", str(path)]
+    outcome = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert outcome.returncode == 1 and complaint in outcome.stderr and len(outcome.stderr.splitlines()) == 1
+
+
+def test_the_list_for_a_gpu_names_grids() -> None:
+    lines = spend.read(ROOT / "scripts" / "gpu.list")
+    assert len(lines) > 10 and all(spend.compose_grid(words)[1] for words in lines)
