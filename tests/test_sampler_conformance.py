@@ -19,7 +19,7 @@ import isbench.samplers
 from isbench.build import Parts
 from isbench.config import config_folder
 from isbench.errors import Interrupted
-from isbench.samplers.workspace import Workspace
+from isbench.samplers.basis import Basis
 from isbench.types import Draw
 from tests import conftest
 from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_once, train_parts
@@ -228,8 +228,8 @@ def test_the_docstring_says_what_the_method_costs(sampler: str) -> None:
 
 def offered() -> set[str]:
     """Return the names that a sampler may take from the workspace: its documented attributes and methods."""
-    attributes = re.findall(r"^    (\w+): ", inspect.getdoc(Workspace) or "", re.MULTILINE)
-    methods = [name for name, method in inspect.getmembers(Workspace, inspect.isfunction) if method.__doc__]
+    attributes = re.findall(r"^    (\w+): ", inspect.getdoc(Basis) or "", re.MULTILINE)
+    methods = [name for name, method in inspect.getmembers(Basis, inspect.isfunction) if method.__doc__]
     return {name for name in (*attributes, *methods) if not name.startswith("_")}
 
 
@@ -250,5 +250,16 @@ def test_samplers_take_from_the_workspace_what_it_offers() -> None:
     assert trespasses("self.workspace.model") and trespasses("workspace.state_dict()") and trespasses("w._streams")
     assert not trespasses("self.workspace.fetch(workspace.uniform(self._size))")
     for path in Path(isbench.samplers.__file__).parent.glob("*.py"):
-        if path.stem != "workspace":
+        if path.stem not in ("basis", "workspace"):
             assert not trespasses(path.read_text()), path.name
+
+
+def test_samplers_say_what_they_ask_of_a_model() -> None:
+    """By name: a loop of one's own can then refuse a method before it trains."""
+    for path in Path(isbench.samplers.__file__).parent.glob("*.py"):
+        if path.stem not in ("base", "basis", "workspace"):
+            source = path.read_text()
+            asked = re.findall(
+                r"workspace\.(score|score_dataset|mean_gradient|gradient_product|parameters|seconds)\(", source
+            )
+            assert all(f'"{name}"' in source for name in asked), path.name

@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from isbench.config import nearest
+from isbench.nodes import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.load import Runs
 from isbench.report.measures import geometric_interval, ratio_of, t_interval, time_to_target, value_at
