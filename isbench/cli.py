@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import isbench.openmp  # noqa: F401  # before torch
 from isbench.config import validate
 from isbench.errors import ConfigError, GridFailed, Interrupted
 from isbench.explain import MISTAKES, PLAIN, explain, help_text
