@@ -72,8 +72,8 @@ def attach(
     """
     if (updates is None) == (epochs is None):
         raise ConfigError("attach needs either updates=... or epochs=...")
-    if min(updates or 1, epochs or 1) < 1:
-        raise ConfigError(f"updates={updates}, epochs={epochs}: must be positive")
+    if (updates if epochs is None else epochs) < 1:  # type: ignore[operator]
+        raise ConfigError("updates and epochs must be positive")
     if not 1 <= batch_size <= num_examples:
         raise ConfigError(f"batch_size={batch_size}: must be between 1 and num_examples={num_examples}")
     per_pass = updates or -(-num_examples // batch_size)
