@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -313,6 +315,41 @@ def test_a_class_of_ones_own() -> None:
     taught(guide, DataLoader(isbench.indexed(Numbered()), batch_sampler=guide))
     assert guide.gain == 2.0 and guide.surroundings.progress.effective_updates == 8
     assert guide.probabilities().tolist() == [1 / 96] * 96
+
+
+def share(rank: int, size: int, folder: str) -> None:
+    """Be one of `size` processes that train one parameter for each example; leave the shares and the gradients."""
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
+    found = {}
+    for sampler, options in SHARED.items():
+        parameter = torch.zeros(96, requires_grad=True)
+        guide = isbench.attach(sampler, num_examples=96, batch_size=8, updates=30, **options)
+        shares = []
+        for indices in map(torch.tensor, guide):
+            losses = parameter[indices] + TABLE[indices] / (1 + guide.surroundings.progress.updates)
+            guide.loss(indices, losses).backward()
+            shares.append(indices)
+        found[sampler] = shares, parameter.grad, guide.sampler.state_dict()
+    torch.save(found, f"{folder}/{size}-{rank}.pt")
+
+
+SHARED: dict[str, dict[str, Any]] = {"prioritized": {}, "infobatch": {}}
+SHARED["loss"] = {"scorer": lambda indices: TABLE[indices], "pool_size": 31, "tau_threshold": 1.0}
+
+
+def test_ranks_train_on_shares_of_the_same_batches(tmp_path) -> None:
+    """Torch's DistributedDataParallel averages the gradients of the ranks."""
+    multiprocessing.spawn(share, (2, str(tmp_path)), nprocs=2)
+    share(0, 1, str(tmp_path))
+    whole, one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for sampler in SHARED:
+        batches, gradient, state = whole[sampler]
+        (first, one_gradient, one_state), (second, two_gradient, two_state) = one[sampler], two[sampler]
+        assert same([torch.cat(pair) for pair in zip(first, second, strict=True)], batches)
+        assert torch.allclose((one_gradient + two_gradient) / 2, gradient, rtol=1e-5, atol=1e-6)
+        assert same(one_state, state) and same(two_state, state)
 
 
 BLOCKED = """
