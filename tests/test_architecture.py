@@ -14,6 +14,7 @@ SPINE = {
     "cli": {"openmp", "errors", "files", "config", "nodes", "explain", "grid", "run", "recording"},
     "report": {"errors", "files", "config", "nodes", "explain", "grid", "recording"},
     "grid": {"errors", "locks", "files", "config", "nodes", "explain", "recording", "training", "build", "run"},
+    "testing": PARTS | {"config", "nodes", "samplers", "build", "loop"},
     "studies": PARTS | {"openmp", "config", "samplers", "build", "loop", "run", "recording"},
     "run": PARTS | {"config", "samplers", "build", "loop", "recording"},
     "probes": PARTS | {"samplers", "build"},
@@ -91,7 +92,8 @@ def test_who_may_import_what() -> None:
         }
 
     assert importers("wandb") == {"recording/wandb_sink.py"}
-    configuring = {"cli.py", "config.py", "explain.py", "grid/sweeper.py", "grid/slurm.py", "grid/jobs.py"}
+    configuring = {"cli.py", "config.py", "explain.py", "testing.py", "grid/sweeper.py", "grid/slurm.py"}
+    configuring.add("grid/jobs.py")
     configuring.add("report/inventory.py")  # what an experiment says about itself stands in its yaml
     assert importers("hydra") | importers("omegaconf") <= configuring
     assert not any(name.startswith("report/") for name in importers("torch"))
