@@ -151,6 +151,7 @@ class Surroundings(Basis):
     """
 
     stored_views = None
+    has_recurrent_layers = False  # how examples are scored is the scorer's affair
 
     def __init__(
         self,

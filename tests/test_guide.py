@@ -1,9 +1,14 @@
 """The samplers in a training loop of one's own: the same draws and losses as a run, and what the loop is promised."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,13 +378,29 @@ isbench.attach
 assert time.perf_counter() - started < {seconds}, time.perf_counter() - started
 assert dict(__import__("os").environ) == before
 """
-SUITE = {"hydra", "omegaconf", "wandb", "plotly", "pandas", "submitit", "rich", "matplotlib", "jinja2", "torchvision"}
-SUITE |= {"mlxtend", "tabulate", "pyarrow", "joblib"}
+
+
+def absent(*extras: str) -> set[str]:
+    """Return the modules of this environment that `pip install isbench[extras]` would not bring."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(name for extra in extras for name in project["optional-dependencies"][extra])]
+    brought: set[str] = {"isbench"}
+    while wanted:
+        name = re.split(r"[^\w.-]", wanted.pop().lower())[0].replace("_", "-")
+        if name not in brought:
+            brought.add(name)
+            with suppress(PackageNotFoundError):  # of another platform
+                wanted += [needed for needed in requires(name) or () if "extra ==" not in needed]
+    return {
+        module
+        for module, owners in packages_distributions().items()
+        if not {owner.lower().replace("_", "-") for owner in owners} & brought
+    }
 
 
 @pytest.mark.parametrize("sampler", ALONE)
 def test_the_library_needs_little(sampler: str) -> None:
-    code = BLOCKED.format(absent=SUITE, seconds=5) + (
+    code = BLOCKED.format(absent=absent("trees"), seconds=5) + (
         f"guide = isbench.attach({sampler!r}, num_examples=96, batch_size=8, updates=3,"
         f" targets=torch.arange(96) % 5, **{ {**WITHOUT_SCORES.get(sampler, {}), **SMALL.get(sampler, {})} })\n"
         "for indices in map(torch.tensor, guide):\n"
@@ -389,9 +410,13 @@ def test_the_library_needs_little(sampler: str) -> None:
 
 
 def test_a_method_whose_packages_are_missing_says_so() -> None:
-    code = BLOCKED.format(absent={"numba"}, seconds=5) + (
+    assert {"numba", "scipy", "hydra", "wandb", "plotly", "pandas", "submitit", "torchvision"} <= absent()
+    code = BLOCKED.format(absent=absent(), seconds=5) + (
         "try: isbench.attach('prioritized', num_examples=96, batch_size=8, updates=3)\n"
         "except Exception as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "needs the package numba: pip install 'isbench[suite]'" in done.stdout
+    code = BLOCKED.format(absent=absent(), seconds=5) + "from isbench.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("isbench: the command line needs the package hydra: pip")
