@@ -2,3 +2,5 @@
 
 A theme is a module here. Its docstring says what it compares, and its `rows(device, quick)` yields the measurements.
 """
+
+import isbench.openmp  # noqa: F401  # before torch

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from isbench.config import RunConfig, check_arguments, locate, nearest
+from isbench.config import RunConfig
 from isbench.data.augment import Augmentation
 from isbench.data.cache import on_disk
 from isbench.data.resident import ResidentDataset
@@ -21,6 +21,7 @@ from isbench.errors import ConfigError
 from isbench.loop import take_update
 from isbench.models.heads import Classifier
 from isbench.models.norm import SharedBatchNorm2d, WeightedBatchNorm2d, turn_batch_norm_into
+from isbench.nodes import check_arguments, instantiate, locate, nearest
 from isbench.samplers.base import Sampler
 from isbench.samplers.workspace import Workspace
 from isbench.signals import CrossEntropy
@@ -41,18 +42,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def instantiate(group: str, node: dict[str, Any], **given: Any) -> Any:
-    """Call a node's `_target_` with its own values, checked against the signature, and what the program gives."""
-    target = locate(node["_target_"])
-    arguments = {key: value for key, value in node.items() if key not in ("name", "_target_")}
-    checked = check_arguments(group, target, arguments, given)
-    try:
-        return target(**given, **checked)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{group}={node.get('name', target.__name__)}: {reason}") from error
 
 
 @dataclass

@@ -15,10 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from isbench.config import config_folder, validate
+import isbench.openmp  # noqa: F401  # before torch
+from isbench.config import validate
 from isbench.errors import ConfigError, GridFailed, Interrupted
 from isbench.explain import MISTAKES, PLAIN, explain, help_text
 from isbench.files import RECORD
+from isbench.nodes import config_folder
 from isbench.recording.record import Outcome
 
 log = logging.getLogger("isbench")

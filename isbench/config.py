@@ -1,33 +1,27 @@
 """The configuration: its keys, their ranges, and the identity of a run.
 
 `RunConfig` is the one list of keys. The annotations of its parts, and of the constructors that group nodes (dataset,
-model, sampler, ...) name, are the schema, which pydantic reads. This module does not import torch, so that the command
-line answers at once.
+model, sampler, ...) name, are the schema, which `isbench.nodes` reads. This module does not import torch, so that the
+command line answers at once.
 """
 
-import difflib
 import hashlib
-import inspect
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache, partial
-from importlib import import_module
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isbench.errors import ConfigError
+from isbench.nodes import MOVED, check_arguments, config_folder
 
-# Modules that moved after runs were recorded, and where they were: identities keep the old name, and both are found.
-MOVED = {"isbench.data.readers": "isbench.data.sources"}
 # Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
 # they stay out of the identity.
 ADDED: dict[str, dict[str, Any]] = {
@@ -149,13 +143,6 @@ DEFAULTS = asdict(RunConfig())
 ConfigStore.instance().store(name="schema", node=DEFAULTS)  # Hydra's part is to refuse other keys
 
 
-def config_folder() -> Path:
-    """Return the folder of yaml files: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
 def default_data_dir() -> str:
     return os.environ.get("ISBENCH_DATA", "data")
 
@@ -167,15 +154,6 @@ def scratch_dir() -> str:
 
 OmegaConf.register_new_resolver("isbench_data", default_data_dir, replace=True)
 OmegaConf.register_new_resolver("isbench_scratch", scratch_dir, replace=True)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return a hint that names the choices most like `word`, or all of them if none is like it."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
-    if close:
-        return "did you mean " + " or ".join(close) + "?"
-    return "valid: " + ", ".join(choices)
 
 
 def validate(cfg: DictConfig) -> RunConfig:
@@ -200,78 +178,6 @@ def validate(cfg: DictConfig) -> RunConfig:
     if run.group is not None and (run.group == "" or {"..", "/"} & set(Path(run.group).parts)):
         raise ConfigError(f"group={run.group}: must be a folder below runs_dir, or null")
     return run
-
-
-def locate(path: str) -> Callable:
-    """Return the function or class that a yaml's `_target_` names, also under the name of a module that has moved."""
-    module, _, name = path.rpartition(".")
-    module = {before: now for now, before in MOVED.items()}.get(module, module)
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError):
-        found = None
-    if not callable(found):
-        raise ConfigError(f"_target_={path}: no such function or class")
-    return found
-
-
-def check_arguments(
-    group: str, function: Callable, arguments: Mapping[Any, Any], given: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Check values against the signature they are meant for, and return them converted.
-
-    Args:
-        group: the configuration group, for messages; empty for the configuration itself.
-        function: a function or a class. Its annotations say which types and ranges are right.
-        arguments: the values of the yaml, without `name` and `_target_` where these are no arguments.
-        given: names of the arguments that are supplied when the object is built.
-
-    Raises:
-        ConfigError: an unknown or missing argument, or a value that is of the wrong type or out of range.
-    """
-    given = set(given)
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
-    prefix = f"{group}." if group else ""
-    for name in arguments:
-        if name not in parameters:
-            raise ConfigError(f"unknown key {prefix}{name}: {nearest(str(name), parameters)}")
-    for name, parameter in parameters.items():
-        if name not in arguments and (parameter.default is parameter.empty or parameter.default == MISSING):
-            raise ConfigError(f"{prefix}{name} is missing: {function.__name__} needs it")
-    return {name: _convert(f"{prefix}{name}", hints[name], value) for name, value in arguments.items()}
-
-
-def _convert(key: str, hint: Any, value: Any) -> Any:
-    """Return a value as its annotation wants it."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        return hint(**check_arguments(key, hint, _convert(key, dict, value)))
-    try:
-        converted = _adapter(hint).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(f"{key}={value}: {_complaint(error, hint)}") from None
-    if isinstance(value, bool) and not isinstance(converted, bool):  # pydantic takes true for 1
-        raise ConfigError(f"{key}={value}: must not be true or false")
-    return converted
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter:
-    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-    return TypeAdapter(hint, config=rules)
-
-
-def _complaint(error: ValidationError, hint: Any) -> str:
-    """Say in a few words what is wrong with a value."""
-    first = error.errors()[0]
-    if first["type"] == "literal_error":
-        return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
-    words = re.sub("^(Input|Value) should", "must", first["msg"]).replace(" after validation", "").lower()
-    return f"{words}, or null" if type(None) in get_args(hint) else words
 
 
 def run_id(run: RunConfig) -> str:

@@ -14,8 +14,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isbench.config import GROUPS, RunConfig, config_folder, nearest
+from isbench.config import GROUPS, RunConfig
 from isbench.errors import UserError
+from isbench.nodes import config_folder, nearest
 
 PLAIN = (UserError, OmegaConfBaseException, OSError, RecursionError)  # the user's, wherever they come from
 MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, where they come from composing

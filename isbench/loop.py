@@ -16,10 +16,7 @@ def take_update(sampler: Sampler, step: TrainStep, rate: float, progress: Progre
     sampler.observe(draw, step.compute_gradient(draw))
     gain = sampler.gain()
     step.update(gain * rate)
-    progress.updates += 1
-    progress.effective_updates += gain
-    progress.acted_updates += draw.acts
-    progress.examples_trained += len(draw.batch)
+    progress.count(draw, gain)
     return draw, gain
 
 

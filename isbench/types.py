@@ -96,6 +96,13 @@ class Progress:
         """Passes over the training set, counted in examples trained."""
         return self.examples_trained / self.num_examples
 
+    def count(self, draw: Draw, gain: float) -> None:
+        """Count an update that trained on `draw` and is worth `gain` uniform ones."""
+        self.updates += 1
+        self.effective_updates += gain
+        self.acted_updates += draw.acts
+        self.examples_trained += len(draw.batch)
+
     def state_dict(self) -> dict[str, int | float]:
         return dict(vars(self))
 

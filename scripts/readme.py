@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from isbench.config import locate
 from isbench.explain import summary
 from isbench.grid.jobs import compose_grid
+from isbench.nodes import locate
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe

@@ -1,9 +1,8 @@
 """Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +10,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from isbench.build import Parts, build
-from isbench.config import RunConfig, config_folder, validate
-from isbench.loop import take_update, train
+from isbench.build import Parts
+from isbench.config import config_folder
+from isbench.loop import take_update
 from isbench.recording.record import effective_rows, read_rows
-from isbench.training.budget import Boundaries
-from isbench.training.clock import Clock
+from isbench.testing import TINY, TickClock, build_parts, compose_config, same_state, tensors, train_parts  # noqa: F401
 from isbench.types import Draw
 
 torch.set_num_threads(1)
 
 SAMPLERS = sorted(path.stem for path in (config_folder() / "sampler").glob("*.yaml"))
-# Small enough for a second or two, hard enough that every branch of a method is taken.
-TINY = (
-    "dataset=synthetic",
-    "dataset.num_examples=160",
-    "model=mlp",
-    "model.hidden=[16]",
-    "batch_size=16",
-    "budget.unit=updates",
-    "budget.limit=40",
-    "numerics.threads=1",
-    "logging=off",
-)
 TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
 LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
 MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
-
-
-class TickClock(Clock):
-    """A clock for tests: every reading while it runs is `tick` seconds later than the one before."""
-
-    def __init__(self, tick: float = 1.0):
-        super().__init__()
-        self.tick = tick
-        self.readings = 0
-
-    def now(self) -> float:
-        self.readings += 1
-        return self.readings * self.tick
 
 
 def tiny_overrides(sampler: str) -> list[str]:
@@ -60,29 +32,6 @@ def tiny_overrides(sampler: str) -> list[str]:
     text = (config_folder() / "sampler" / f"{sampler}.yaml").read_text()
     sizes = [f"sampler.{key}={value}" for key, value in TINY_POOLS.items() if f"\n{key}:" in text]
     return [*TINY, f"sampler={sampler}", *sizes]
-
-
-def compose_config(*overrides: str) -> RunConfig:
-    """Compose and check a configuration as the command line does."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return validate(compose("config", overrides=list(overrides)))
-
-
-def build_parts(*overrides: str) -> Parts:
-    """Build a run on the CPU under a clock that ticks."""
-    return build(compose_config(*overrides), torch.device("cpu"), TickClock())
-
-
-def train_parts(parts: Parts, at_boundary: Callable[[float, float], None] = lambda rate, gain: None, points: int = 4):
-    """Train to the end of the budget; return the boundaries object."""
-    boundaries = Boundaries(parts.budget, points, parts.progress)
-
-    def evaluate(rate: float, gain: float) -> None:
-        boundaries.take_evaluation(parts.progress)
-        at_boundary(rate, gain)
-
-    train(parts.sampler, parts.step, parts.rate, parts.budget, boundaries, parts.progress, parts.clock, evaluate)
-    return boundaries
 
 
 def train_once(parts: Parts, rate: float) -> Draw:
@@ -138,26 +87,3 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("ISBENCH_DATA names no folder of data sets")
     return Path(folder)
-
-
-def tensors(state: object) -> Iterator[Tensor]:
-    """Walk through all tensors (and numbers, as tensors) of a nested state."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for key in sorted(state, key=str):
-            yield from tensors(state[key])
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors(value)
-    elif isinstance(state, int | float):
-        yield torch.tensor(state, dtype=torch.float64)
-
-
-def same_state(one: Parts, other: Parts) -> bool:
-    """Compare two runs bit for bit, seconds aside."""
-    states = [copy.deepcopy(parts.state_dict()) for parts in (one, other)]
-    for state in states:
-        state["progress"].pop("seconds")
-    pairs = list(zip(*(list(tensors(state)) for state in states), strict=True))
-    return all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() and a.isnan().any() for a, b in pairs)

@@ -12,28 +12,32 @@ SPINE = {
     "__main__": {"cli"},
     "status": {"grid"},
     "spend": {"grid"},
-    "cli": {"errors", "files", "config", "explain", "grid", "run", "recording"},
-    "report": {"errors", "files", "config", "explain", "grid", "recording"},
-    "grid": {"errors", "locks", "files", "config", "explain", "recording", "training", "build", "run"},
-    "studies": PARTS | {"config", "samplers", "build", "loop", "run", "recording"},
+    "cli": {"openmp", "errors", "files", "config", "nodes", "explain", "grid", "run", "recording"},
+    "report": {"errors", "files", "config", "nodes", "explain", "grid", "recording"},
+    "grid": {"errors", "locks", "files", "config", "nodes", "explain", "recording", "training", "build", "run"},
+    "testing": PARTS | {"config", "nodes", "samplers", "build", "loop"},
+    "studies": PARTS | {"openmp", "config", "samplers", "build", "loop", "run", "recording"},
     "run": PARTS | {"config", "samplers", "build", "loop", "recording"},
     "probes": PARTS | {"samplers", "build"},
-    "build": PARTS | {"config", "samplers", "loop"},
+    "build": PARTS | {"config", "nodes", "samplers", "loop"},
     "loop": PARTS | {"samplers"},
-    "explain": {"errors", "config"},
-    "config": {"errors"},
+    "explain": {"errors", "config", "nodes"},
+    "config": {"errors", "nodes"},
+    "recording": {"errors", "progress_bar", "__init__"},
+    "__init__": {"guide"},
+    "guide": PARTS | {"nodes", "samplers"},
+    "nodes": {"errors"},
     "samplers": PARTS,
     "training": PARTS - {"training"},
     "data": FOOT,
     "signals": {"types", "models"},
     "models": {"types", "errors"},
-    "recording": {"errors", "progress_bar", "__init__"},
     "locks": {"errors"},
+    "openmp": set(),
     "progress_bar": set(),
     "files": set(),
     "types": set(),
     "errors": set(),
-    "__init__": set(),
 }
 
 
@@ -89,7 +93,8 @@ def test_who_may_import_what() -> None:
         }
 
     assert importers("wandb") == {"recording/wandb_sink.py"}
-    configuring = {"cli.py", "config.py", "explain.py", "grid/sweeper.py", "grid/slurm.py", "grid/jobs.py"}
+    configuring = {"cli.py", "config.py", "explain.py", "testing.py", "grid/sweeper.py", "grid/slurm.py"}
+    configuring.add("grid/jobs.py")
     configuring.add("report/inventory.py")  # what an experiment says about itself stands in its yaml
     assert importers("hydra") | importers("omegaconf") <= configuring
     assert not any(name.startswith("report/") for name in importers("torch"))

@@ -16,9 +16,7 @@ from isbench.config import (
     GROUPS,
     MOVED,
     BudgetConfig,
-    config_folder,
     default_data_dir,
-    locate,
     recorded,
     run_folder,
     run_id,
@@ -26,6 +24,7 @@ from isbench.config import (
 from isbench.data.augment import Augmentation
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, Incompatible
+from isbench.nodes import config_folder, locate
 from isbench.recording.record import UNIT_COLUMNS
 from tests.conftest import SAMPLERS, TINY, TickClock, compose_config, tiny_overrides, train_once
 

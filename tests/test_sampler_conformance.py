@@ -1,12 +1,12 @@
 """What every sampler owes: one suite over all of conf/sampler and the example of CONTRIBUTING.md."""
 
 import ast
-import copy
 import inspect
 import re
 import shutil
 import statistics
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import isbench.samplers
+import isbench.testing
 from isbench.build import Parts
 from isbench.config import config_folder
-from isbench.errors import Interrupted
-from isbench.samplers.workspace import Workspace
+from isbench.errors import ConfigError
+from isbench.samplers.basis import Basis
+from isbench.samplers.uniform import Uniform
+from isbench.testing import CHECKS, Build, check_sampler
 from isbench.types import Draw
 from tests import conftest
-from tests.conftest import SAMPLERS, build_parts, same_state, tiny_overrides, train_once, train_parts
+from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_once
 
 EXAMPLE = "my_method"
 
@@ -39,138 +42,38 @@ def sampler(request, tmp_path: Path, monkeypatch) -> str:
         monkeypatch.setattr(isbench.samplers, "__path__", [*isbench.samplers.__path__, str(tmp_path)])
         shutil.copytree(config_folder(), tmp_path / "conf")
         (tmp_path / "conf" / "sampler" / f"{EXAMPLE}.yaml").write_text(choice)
-        monkeypatch.setattr(conftest, "config_folder", lambda: tmp_path / "conf")
+        for module in (conftest, isbench.testing):
+            monkeypatch.setattr(module, "config_folder", lambda: tmp_path / "conf")
     return request.param
 
 
-def stop_at(updates: int, parts: Parts) -> None:
-    """Train up to an update and leave the loop there, as an interrupted run does."""
-
-    def stop(rate: float, gain: float) -> None:
-        if parts.progress.updates == updates:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        train_parts(parts, stop, points=int(parts.budget.limit))
-
-
-def record_draws(parts: Parts) -> list[Draw]:
-    """Keep every draw of a run that is still to come."""
-    draws: list[Draw] = []
-    original = parts.sampler.draw
-
-    def draw():
-        draws.append(original())
-        return draws[-1]
-
-    parts.sampler.draw = draw  # type: ignore[method-assign]
-    return draws
-
-
-def test_draws_are_valid(sampler: str) -> None:
-    parts = build_parts(*tiny_overrides(sampler), "augmentation=crop")
-    draws = record_draws(parts)
-    train_parts(parts)
-    assert draws
-    for draw in draws:
-        batch = draw.batch
-        assert 1 <= len(batch) and batch.indices.dtype == torch.int64
-        assert ((0 <= batch.indices) & (batch.indices < parts.dataset.num_examples)).all()
-        assert draw.weights.shape == (len(batch),) and draw.weights.dtype == torch.float32
-        assert draw.weights.isfinite().all() and (draw.weights > 0).all()
-        assert torch.equal(batch.targets, parts.dataset.targets[batch.indices])
-        again = parts.dataset.fetch(batch.indices, batch.views)
-        assert torch.equal(again.inputs, batch.inputs), "a batch must be the views it says it is"
-        assert all(len(value) == len(batch) for value in draw.memo.values())
-
-
-@pytest.mark.parametrize("updates", [1, 17, 33])
-def test_resume_is_bit_exact(sampler: str, updates: int, tmp_path) -> None:
-    overrides = tiny_overrides(sampler) + ["augmentation=crop"]
-    whole = build_parts(*overrides)
-    train_parts(whole)
-
-    first = build_parts(*overrides)
-    stop_at(updates, first)
-    assert first.progress.updates == updates
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-
-    second = build_parts(*overrides, "seed=7")  # a process that knows nothing of the first
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    train_parts(second)
-    assert same_state(whole, second)
-
-
-def test_a_damaged_checkpoint_is_noticed(sampler: str) -> None:
-    """The negative control of the resume test: spoiling any one stream must change the result."""
-    overrides = tiny_overrides(sampler) + ["augmentation=crop"]
-    whole = build_parts(*overrides)
-    train_parts(whole)
-    first = build_parts(*overrides)
-    stop_at(17, first)
-    saved = copy.deepcopy(first.state_dict())
-    for stream in whole.streams.generators:  # the global one serves dropout, which the tiny network lacks
-        state = copy.deepcopy(saved)
-        state["streams"][stream] = torch.Generator().manual_seed(99).get_state()
-        second = build_parts(*overrides)
-        second.load_state_dict(state)
-        train_parts(second)
-        assert not same_state(whole, second), stream
-
-
-def test_evaluating_changes_nothing(sampler: str) -> None:
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_every_sampler_owes(sampler: str, check: Callable[[Build], None]) -> None:
     overrides = tiny_overrides(sampler)
-    plain, watched = build_parts(*overrides), build_parts(*overrides)
-    train_parts(plain, points=1)
-
-    def evaluate(rate: float, gain: float) -> None:
-        watched.sampler.diagnostics()
-        watched.model.eval()
-        watched.model(watched.dataset.test_chunk(0, 100)[0])
-        watched.model.train()
-
-    train_parts(watched, evaluate, points=40)
-    assert same_state(plain, watched)
+    check(lambda *others: build_parts(*overrides, *others))
 
 
-def test_warm_up_leaves_no_trace(sampler: str) -> None:
-    overrides = tiny_overrides(sampler)
-    cold, warm = build_parts(*overrides), build_parts(*overrides)
-    warm.warm_up()
-    assert same_state(cold, warm)
-    train_parts(cold)
-    train_parts(warm)
-    assert same_state(cold, warm)
+class Forgetful(Uniform):
+    """Uniform draws, every 20th of the first example alone: it counts, and does not say so."""
+
+    count = 0
+
+    def draw(self) -> Draw:
+        self.count += 1
+        draw = super().draw()
+        return draw if self.count % 20 else Draw(draw.batch.take(torch.zeros(16, dtype=torch.int64)), draw.weights)
 
 
-def test_seeds_decide(sampler: str) -> None:
-    one, same, other = (build_parts(*tiny_overrides(sampler), f"seed={seed}") for seed in (1, 1, 2))
-    draws = [record_draws(parts) for parts in (one, same, other)]
-    for parts in (one, same, other):
-        train_parts(parts)
-    indices = [torch.cat([draw.batch.indices for draw in run]) for run in draws]
-    assert torch.equal(indices[0], indices[1]) and same_state(one, same)
-    assert not torch.equal(indices[0][:100], indices[2][:100])
+class Remembering(Forgetful):
+    remembers = ("count",)
 
 
-def test_initial_weights_do_not_depend_on_the_sampler(sampler: str) -> None:
-    ours, uniform = build_parts(*tiny_overrides(sampler)), build_parts(*tiny_overrides("uniform"))
-    for a, b in zip(ours.model.parameters(), uniform.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_loss_falls(sampler: str) -> None:
-    parts = build_parts(*tiny_overrides(sampler), "budget.limit=80", "optimizer.lr=0.05")
-
-    def mean_loss() -> float:
-        inputs, targets = parts.dataset.plain(torch.arange(parts.dataset.num_examples))
-        with torch.no_grad():
-            return float(parts.criterion(parts.model.eval()(inputs), targets).mean())
-
-    before = mean_loss()
-    parts.model.train()
-    train_parts(parts)
-    assert mean_loss() < 0.7 * before
+def test_a_sampler_of_ones_own_is_checked() -> None:
+    check_sampler(Remembering, replacement=True)
+    with pytest.raises(AssertionError, match="what a resume needs"):
+        check_sampler(Forgetful)
+    with pytest.raises(ConfigError, match="replacements"):
+        check_sampler(Uniform, replacements=True)
 
 
 class HostReads(TorchDispatchMode):
@@ -228,8 +131,8 @@ def test_the_docstring_says_what_the_method_costs(sampler: str) -> None:
 
 def offered() -> set[str]:
     """Return the names that a sampler may take from the workspace: its documented attributes and methods."""
-    attributes = re.findall(r"^    (\w+): ", inspect.getdoc(Workspace) or "", re.MULTILINE)
-    methods = [name for name, method in inspect.getmembers(Workspace, inspect.isfunction) if method.__doc__]
+    attributes = re.findall(r"^    (\w+): ", inspect.getdoc(Basis) or "", re.MULTILINE)
+    methods = [name for name, method in inspect.getmembers(Basis, inspect.isfunction) if method.__doc__]
     return {name for name in (*attributes, *methods) if not name.startswith("_")}
 
 
@@ -250,5 +153,16 @@ def test_samplers_take_from_the_workspace_what_it_offers() -> None:
     assert trespasses("self.workspace.model") and trespasses("workspace.state_dict()") and trespasses("w._streams")
     assert not trespasses("self.workspace.fetch(workspace.uniform(self._size))")
     for path in Path(isbench.samplers.__file__).parent.glob("*.py"):
-        if path.stem != "workspace":
+        if path.stem not in ("basis", "workspace"):
             assert not trespasses(path.read_text()), path.name
+
+
+def test_samplers_say_what_they_ask_of_a_model() -> None:
+    """By name: a loop of one's own can then refuse a method before it trains."""
+    for path in Path(isbench.samplers.__file__).parent.glob("*.py"):
+        if path.stem not in ("base", "basis", "workspace"):
+            source = path.read_text()
+            asked = re.findall(
+                r"workspace\.(score|score_dataset|mean_gradient|gradient_product|parameters|seconds)\(", source
+            )
+            assert all(f'"{name}"' in source for name in asked), path.name

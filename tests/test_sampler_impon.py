@@ -9,9 +9,9 @@ from torch import Tensor
 from isbench.build import Parts
 from isbench.errors import ConfigError
 from isbench.samplers.impon import Impon
+from isbench.testing import same_state, stop_at
 from isbench.types import Batch, Draw
 from tests.conftest import TINY, build_parts, train_parts
-from tests.test_sampler_conformance import same_state, stop_at
 
 RAW = (*TINY, "sampler=impon", "sampler.bank_size=25")
 FEATURES = (*RAW, "sampler.inputs=features")

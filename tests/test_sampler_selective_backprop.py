@@ -9,9 +9,9 @@ from torch import Tensor
 
 from isbench.errors import ConfigError, Diverged
 from isbench.samplers.selective_backprop import percentile
+from isbench.testing import record_draws, same_state, stop_at
 from isbench.types import Batch
 from tests.conftest import TINY, build_parts, train_parts
-from tests.test_sampler_conformance import record_draws, same_state, stop_at
 
 SELECTIVE = (*TINY, "sampler=selective_backprop")
 

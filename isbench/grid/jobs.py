@@ -21,12 +21,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from isbench.config import RunConfig, config_folder, nearest, run_folder, run_id, validate
+from isbench.config import RunConfig, run_folder, run_id, validate
 from isbench.errors import ConfigError
 from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
 from isbench.grid.queue import SlurmJob
 from isbench.locks import is_taken
+from isbench.nodes import config_folder, nearest
 from isbench.recording.record import ENDED, last_status, read_rows
 
 Axes = dict[str, list[str]]  # key -> key=value, once for each value

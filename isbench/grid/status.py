@@ -18,13 +18,14 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from isbench.config import BudgetConfig, nearest
+from isbench.config import BudgetConfig
 from isbench.errors import ConfigError
 from isbench.explain import MISTAKES, choices, explain, own_choices
 from isbench.files import RECORD
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.kept import collected_runs
 from isbench.grid.queue import SlurmJob, queued
+from isbench.nodes import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS, Row, effective_rows, read_rows
 
 NOTHING_LEFT = (*ENDED, "skipped")

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from isbench.config import nearest
+from isbench.nodes import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.budget_curve import Shift, budget_shift, is_budget_of
 from isbench.report.load import Runs

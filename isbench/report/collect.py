@@ -21,11 +21,11 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from isbench.config import locate
 from isbench.errors import UserError
 from isbench.explain import choices
 from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
 from isbench.grid.jobs import compose_grid
+from isbench.nodes import locate
 from isbench.recording.record import ENDED, read_rows
 from isbench.report.load import KEYS, Runs, last_measurements, load_runs, read_results
 

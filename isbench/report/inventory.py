@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from pydantic import BeforeValidator, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from isbench.config import config_folder
 from isbench.errors import ConfigError
 from isbench.explain import summary
+from isbench.nodes import config_folder
 from isbench.report.claims import STRICT, Claim
 
 PAPERS = {  # the folders of conf/experiment, in the order of the reports

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
-from isbench.samplers.workspace import Workspace
-from isbench.training.ranks import SharedBatch
-from isbench.types import Batch, Draw
+from isbench.samplers.basis import Basis
+from isbench.types import Draw
 
 Signals = Mapping[str, Tensor]
 
@@ -29,13 +28,14 @@ class Sampler(nn.Module):
     """One way of choosing examples. A subclass must write `draw`; all else is optional."""
 
     observes: tuple[str, ...] = ()  # the signals that the training step returns
+    asks: tuple[str, ...] = ()  # methods of the workspace that need a model, where it may call any
     remembers: tuple[str, ...] = ()  # attributes, besides buffers, that a checkpoint holds: see `get_extra_state`
     weighted_norm: bool = False  # whether the draw's weights also weight the statistics of batch norm
     moves_to_device: bool = True  # False: each buffer stays where `allocate` makes it
 
-    workspace: Workspace
+    workspace: Basis
 
-    def bind(self, workspace: Workspace) -> None:
+    def bind(self, workspace: Basis) -> None:
         """Keep the workspace and register the buffers."""
         self.workspace = workspace
         self.allocate()
@@ -118,7 +118,7 @@ class Sampler(nn.Module):
 
 
 def _stored(value: Any) -> Any:
-    if isinstance(value, Batch | SharedBatch):
+    if hasattr(value, "views"):  # a batch
         return {"indices": value.indices, "views": value.views}
     return value.state_dict() if hasattr(value, "state_dict") else value
 

@@ -65,6 +65,7 @@ class OnlineBatchSelection(Sampler):
         self.s_start = s_start
         self.s_end = s_end
         self.recompute = recompute
+        self.asks = () if recompute is None else ("score_dataset",)
         self.sort_every = sort_every
 
     def allocate(self) -> None:

@@ -59,6 +59,7 @@ class Oracle(Sampler):
         self.refresh_every = refresh_every
         self.has_gain = gain
         self.weight_decay = weight_decay
+        self.asks = ("score_dataset", "mean_gradient", "parameters") if gain else ("score_dataset",)
 
     def allocate(self) -> None:
         if self.workspace.has_recurrent_layers:

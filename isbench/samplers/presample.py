@@ -41,6 +41,7 @@ class GatedPresample(Sampler):
     A subclass sets `tau_threshold`, in `allocate` at the latest, and writes `sizes`.
     """
 
+    asks: tuple[str, ...] = ("score",)
     remembers = ("reading", "tau_threshold")
     tau: Tensor
     tau_threshold: float
@@ -83,7 +84,7 @@ class GatedPresample(Sampler):
         return pool, self.workspace.score(pool, self.signal)
 
     def observe(self, draw: Draw, signals: Signals) -> None:
-        if not self.is_open:
+        if not draw.acts:
             self._update_tau(self.observed(self.signal, draw, signals))
 
     def diagnostics(self) -> dict[str, float]:
@@ -128,6 +129,8 @@ class Presample(GatedPresample):
         self.pool_size = pool_size
         self.given_threshold = tau_threshold
         self.is_measured = gate == "measured"
+        if self.is_measured:
+            self.asks = ("score", "seconds")
 
     def allocate(self) -> None:
         super().allocate()

@@ -60,7 +60,7 @@ class Prioritized(Sampler):
         self.eps = eps
         self.normalize = normalize
         self.anneal = anneal
-        self.observes = (signal,) if signal in PER_EXAMPLE else ()
+        self.observes, self.asks = ((signal,), ()) if signal in PER_EXAMPLE else ((), ("score",))
 
     def allocate(self) -> None:
         workspace = self.workspace

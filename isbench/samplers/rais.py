@@ -103,6 +103,7 @@ class RAIS(Sampler):
         self.outlier_threshold = outlier_threshold
         self.weighted_norm = weighted_norm
         self.observes = (NORM, "gradient_norm") if gain else (NORM,)
+        self.asks = ("gradient_product",) if self.is_calibrated else ()
 
     def allocate(self) -> None:
         workspace = self.workspace

@@ -30,6 +30,7 @@ class RhoLoss(Sampler):
     Host reads: 0 per update
     """
 
+    asks = ("score",)
     irreducible: Tensor  # (N,)
 
     def __init__(self, table: str | None = None, pool_size: int | None = None):

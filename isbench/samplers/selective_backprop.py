@@ -44,6 +44,7 @@ class SelectiveBackprop(Sampler):
     Host reads: 1 per pool (how many were selected)
     """
 
+    asks = ("score",)
     remembers = ("_queue", "_candidates", "_selected", "_recorded")
     history: Tensor  # (R,) a ring
     cached: Tensor  # (N,)

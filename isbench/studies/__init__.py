@@ -1,0 +1,1 @@
+import isbench.openmp  # noqa: F401  # before torch

@@ -23,6 +23,11 @@ def derive_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
+def stream(seed: int, name: str, device: torch.device) -> torch.Generator:
+    """Return the generator of this name, at its start."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, name))
+
+
 class Streams:
     """The generators of a run, and torch's global one, which dropout uses.
 
@@ -34,7 +39,7 @@ class Streams:
 
     def __init__(self, seed: int, device: torch.device, rank: int = 0):
         self.device = device
-        self.generators = {name: torch.Generator(device).manual_seed(derive_seed(seed, name)) for name in NAMES}
+        self.generators = {name: stream(seed, name, device) for name in NAMES}
         self.order, self.augmentation, self.sampler = (self.generators[name] for name in NAMES)
         torch.manual_seed(derive_seed(seed, f"dropout/{rank}" if rank else "dropout"))
 

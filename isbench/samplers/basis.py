@@ -1,0 +1,128 @@
+"""What a sampler may ask for, whoever trains: sizes, indices, scores, progress, and a stream of random numbers.
+
+Two classes give it: `isbench.samplers.workspace.Workspace` in a run, `isbench.guide.Surroundings` in a training loop of
+one's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isbench.types import Batch, Draw, Progress
+
+
+class Basis:
+    """The training set and the model, as far as a sampler may use them.
+
+    Attributes:
+        num_examples: N; with slots, each slot is an example.
+        num_classes: C.
+        batch_size: b.
+        targets: the labels of all examples, (N,) int64.
+        input_shape: the shape of one input, (C, H, W) or (T, F).
+        num_features: D, the size of the last layer's input.
+        has_recurrent_layers: whether the model has any.
+        stored_views: (N, V) where every example has one fixed view, else None.
+        device: where the model and all tensors given out lie.
+        generator: the sampler's own stream of random numbers.
+        progress: how far the training has come.
+    """
+
+    num_classes: int
+    targets: Tensor
+    input_shape: tuple[int, ...]
+    num_features: int
+    has_recurrent_layers: bool
+    stored_views: Tensor | None
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        device: torch.device,
+        generator: torch.Generator,
+        order: torch.Generator,
+        progress: Progress,
+    ):
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.device = device
+        self.generator = generator
+        self.progress = progress
+        self._order_stream = order
+        self._order: Tensor | None = None  # the current shuffled pass of `candidates`
+        self._cursor = 0
+
+    def fraction(self) -> float:
+        """Return the share of the budget that is spent, from 0 to about 1."""
+        raise NotImplementedError
+
+    def uniform(self, k: int) -> Tensor:
+        """Return k indices drawn independently and uniformly, (k,)."""
+        return torch.randint(self.num_examples, (k,), device=self.device, generator=self._order_stream)
+
+    def candidates(self, k: int) -> Tensor:
+        """Return the next k indices, (k,), of an endless stream of shuffled passes over the training set."""
+        if self._order is None:
+            self._order = self._shuffle()
+        pieces = []
+        while k > 0:
+            if self._cursor == self.num_examples:
+                self._order, self._cursor = self._shuffle(), 0
+            piece = self._order[self._cursor : self._cursor + k]
+            self._cursor += len(piece)
+            k -= len(piece)
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def draw_views(self, k: int) -> Tensor:
+        """Return fresh augmentation parameters, (k, V)."""
+        raise NotImplementedError
+
+    def view_offset(self, views: Tensor) -> Tensor | None:
+        """Return how far each view (n, V) moves the image, in pixels (n,), or None if the augmentation moves none."""
+        raise NotImplementedError
+
+    def fetch(self, indices: Tensor, views: Tensor | None = None) -> Any:
+        """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch, signal: str) -> Tensor:
+        """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`."""
+        raise NotImplementedError
+
+    def score_dataset(self, signal: str) -> Tensor:
+        """Return a per-example signal of the whole training set, (N,): un-augmented, or in the stored views."""
+        raise NotImplementedError
+
+    def mean_gradient(self) -> list[Tensor]:
+        """Return the gradient of the training set's mean loss for each trainable parameter, as in `score_dataset`."""
+        raise NotImplementedError
+
+    def gradient_product(self, draw: Draw) -> Tensor:
+        """Return <g, g'>, (): g is the gradient of the update in progress, g' that of `draw` at the same parameters.
+
+        Both are the gradients that training takes: in train mode, with the sampler's weights, the penalty included.
+        """
+        raise NotImplementedError
+
+    def parameters(self) -> list[Tensor]:
+        """Return the trainable parameters, without a graph."""
+        raise NotImplementedError
+
+    def seconds(self, function: Callable[[], object], calls: int = 9) -> float:
+        """Return the median seconds of a call on the slowest rank, work on the device included. It waits for that."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor | int | None]:
+        return {"order": self._order, "cursor": self._cursor}
+
+    def load_state_dict(self, state: dict) -> None:
+        order = state["order"]
+        self._order = None if order is None else order.to(self.device)
+        self._cursor = state["cursor"]
+
+    def _shuffle(self) -> Tensor:
+        return torch.randperm(self.num_examples, device=self.device, generator=self._order_stream)

@@ -1,0 +1,79 @@
+"""docs/own_loop.md and examples/: what they show is run, as they show it."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import isbench
+from isbench.errors import Incompatible
+from tests.conftest import SAMPLERS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "own_loop.md").read_text()
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder, with warnings as errors; return what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, cwd=folder, env=words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_page_runs_from_top_to_bottom(tmp_path) -> None:
+    files = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+    assert set(files) == {"mine.py", "conf/sampler/last_loss.yaml"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if block not in files.values()]
+    assert len(blocks) == 5
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    run([sys.executable, "page.py"], tmp_path)
+    (command,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    assert "runs/mnist5k-lenet/last_loss-s0-" in run(["sh", "-c", command], tmp_path)
+
+
+def test_the_page_installs_what_there_is() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"isbench\[(\w+)\]", PAGE)) == {"trees", "suite"} <= set(project["optional-dependencies"])
+    needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert needed == {"torch", "numpy", "pydantic", "pyyaml", "annotated-types"}  # the last is pydantic's own
+
+
+def test_each_method_needs_what_the_page_says() -> None:
+    (table,) = re.findall(r"\| --- \| --- \|\n(.*?)\n\n", PAGE, re.DOTALL)
+    rows = [re.findall(r"`(.*?)`", line.split("|")[1]) for line in table.splitlines()]
+    needs = [line.split("|")[2].split("`") for line in table.splitlines()]
+    assert sorted(sum(rows, [])) == SAMPLERS
+    names = {"labels": torch.arange(600) % 3, "score": lambda indices: indices.float()}
+    sizes: dict[str, Any] = {"num_examples": 600, "batch_size": 32, "updates": 9}
+    small = {"pool_size": 64}
+    for methods, (_, *arguments) in zip(rows, needs, strict=True):
+        for method in methods:
+            fits = small if method in ("loss", "upper_bound", "gradient_norm", "loss_predictor", "rho_loss") else {}
+            given = eval(f"dict({arguments[0]})", names) if arguments else {}
+            if given or not arguments:
+                with pytest.raises(Incompatible):
+                    isbench.attach(method, **sizes, **fits)
+            if arguments:
+                isbench.attach(method, **sizes, **fits, **given)
+    isbench.attach("online_batch_selection", recompute=None, **sizes)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run_and_learn(path: Path, tmp_path) -> None:
+    assert len(path.read_text().splitlines()) < 40
+    printed = [float(line) for line in run([sys.executable, str(path)], tmp_path).splitlines()]
+    if path.stem == "plain_loop":
+        assert printed[-1] < 10  # % of the digits
+    else:
+        assert printed[-1] < 0.7 * printed[0]
