@@ -15,11 +15,11 @@ BATCH = 128
 MODELS = ("wrn_28_2", "resnet18")
 TF32 = experiment_numerics(torch.device("cuda"))
 NUMERICS = {
-    "float32": ("numerics.engine=auto",),
+    "float32": ("numerics.engine=graphed",),
     "tf32": TF32,  # as the experiments run
     "tf32, eager": ("numerics.precision=tf32",),
     "tf32, channels first": (*TF32, "numerics.channels_last=false"),
-    "bfloat16": ("numerics.engine=auto", "numerics.precision=bfloat16"),
+    "bfloat16": ("numerics.engine=graphed", "numerics.precision=bfloat16"),
     "tf32, fast": ("numerics=fast",),
 }
 ROUNDS, UPDATES = 10, 50

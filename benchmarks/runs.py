@@ -55,7 +55,7 @@ def make_parts(device: torch.device, *overrides: str) -> Parts:
 
 def experiment_numerics(device: torch.device) -> tuple[str, ...]:
     """Return the numerics of the published experiments on a device."""
-    return ("numerics.engine=auto", "numerics.precision=tf32") if device.type == "cuda" else ("numerics.threads=1",)
+    return ("numerics.engine=graphed", "numerics.precision=tf32") if device.type == "cuda" else ("numerics.threads=1",)
 
 
 def isbench_loop(parts: Parts) -> Work:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from isbench.config import RunConfig
+from isbench.config import RunConfig, on_device
 from isbench.data.augment import Augmentation
 from isbench.data.cache import on_disk
 from isbench.data.resident import ResidentDataset
@@ -154,7 +154,7 @@ def build(config: RunConfig, device: torch.device, clock: Clock | None = None, r
         turn_batch_norm_into(WeightedBatchNorm2d, model)
     elif ranks.size > 1 and config.sync_norm:
         turn_batch_norm_into(SharedBatchNorm2d, model)
-    numerics = config.numerics
+    numerics = on_device(config, device.type, ranks.size == 1).numerics
     model.to(device).to(memory_format=memory_format(numerics.channels_last, numerics.precision, device)).train()
     optimizer = instantiate("optimizer", config.optimizer, model=model)
     criterion = CrossEntropy(config.label_smoothing)

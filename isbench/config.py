@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,12 +60,12 @@ class BudgetConfig:
 
 @dataclass
 class NumericsConfig:
-    """Determinism, precision and execution; see isbench.training.engine."""
+    """Determinism, precision and execution; see isbench.training.engine. `on_device` says what auto is."""
 
     name: str = ""
     deterministic: bool = setting(True, help="use only algorithms that give the same bits again")
     engine: Literal["auto", "eager", "compiled", "graphed", "compiled_graphed"] = setting("eager", help="runs a step")
-    precision: Literal["float32", "tf32", "bfloat16"] = setting("float32", help="precision of products")
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = setting("float32", help="precision of products")
     channels_last: bool | None = setting(None, help="memory format of images; null takes the faster one")
     threads: Annotated[int, Ge(1), Le(MAX_THREADS)] | None = setting(None, help="of the CPU; null takes all cores")
 
@@ -178,6 +178,23 @@ def validate(cfg: DictConfig) -> RunConfig:
     if run.group is not None and (run.group == "" or {"..", "/"} & set(Path(run.group).parts)):
         raise ConfigError(f"group={run.group}: must be a folder below runs_dir, or null")
     return run
+
+
+def on_device(run: RunConfig, device: str, is_alone: bool = True) -> RunConfig:
+    """Return the configuration as it trains on cpu or cuda: where it leaves a choice open, the fastest there.
+
+    On an H100 an update of WRN-28-2 takes 2.97 ms in a graph of compiled code in bfloat16, 7.5 ms in one of TF32.
+
+    Args:
+        is_alone: whether one process trains the run: graphs cannot be shared.
+    """
+    on_gpu = device == "cuda"
+    best = {
+        "engine": "compiled_graphed" if on_gpu and is_alone else "eager",
+        "precision": "bfloat16" if on_gpu else "float32",
+    }
+    chosen = {key: value for key, value in best.items() if getattr(run.numerics, key) == "auto"}
+    return replace(run, device=device, numerics=replace(run.numerics, **chosen))  # type: ignore[arg-type]
 
 
 def run_id(run: RunConfig) -> str:

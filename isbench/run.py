@@ -19,7 +19,7 @@ import torch
 
 from isbench import locks
 from isbench.build import Parts, build, num_parameters, resolve_device
-from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir, tags
+from isbench.config import RunConfig, on_device, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
 from isbench.files import LOCK, RECORD
 from isbench.loop import train
@@ -61,7 +61,7 @@ def run(config: RunConfig) -> Outcome:
     """
     device = resolve_device(config.device)
     ranks = join(device)
-    config = replace(config, device=device.type)  # type: ignore[arg-type]
+    config = on_device(config, device.type, ranks.size == 1)
     folder = run_folder(config)
     if (outcome := ended(folder, ranks)) is not None:
         return outcome

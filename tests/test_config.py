@@ -17,6 +17,7 @@ from isbench.config import (
     MOVED,
     BudgetConfig,
     default_data_dir,
+    on_device,
     recorded,
     run_folder,
     run_id,
@@ -263,3 +264,17 @@ def test_choices_that_do_not_go_together_say_why() -> None:
             compose_config("dataset=synthetic", "model=lenet", "dataset.shape=[20,1]"), torch.device("cpu"), TickClock()
         )
     assert "\n" not in str(error.value)
+
+
+def test_what_is_left_open_is_chosen_by_the_device_and_part_of_the_identity() -> None:
+    fast = compose_config("numerics=fast")
+    gpu, shared, cpu = on_device(fast, "cuda"), on_device(fast, "cuda", is_alone=False), on_device(fast, "cpu")
+    chosen = [(run.device, run.numerics.engine, run.numerics.precision) for run in (gpu, shared, cpu)]
+    assert chosen == [
+        ("cuda", "compiled_graphed", "bfloat16"),
+        ("cuda", "eager", "bfloat16"),
+        ("cpu", "eager", "float32"),
+    ]
+    named = compose_config("numerics=fast", "numerics.engine=compiled_graphed", "numerics.precision=bfloat16")
+    assert run_id(gpu) == run_id(on_device(named, "cuda")) != run_id(shared)
+    assert on_device(gpu, "cuda") == gpu

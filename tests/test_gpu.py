@@ -46,7 +46,7 @@ def test_samplers(sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("model=lenet", "dataset.residency=host", "augmentation=shift_flip"),
         ("model=lenet", "probe=loss_patterns"),
         ("model=lenet", "probe=scores_in_training"),
-        ("model=lenet", "numerics=fast"),
+        ("model=lenet", "numerics=fast", "numerics.engine=graphed"),
         ("model=lenet", "numerics.engine=eager"),
     ],
     ids=" ".join,
@@ -61,7 +61,7 @@ def test_models_and_data(choices: tuple[str, ...], tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("sampler", ["rais", "rho_loss", "selective_backprop", "upper_bound"])
 def test_scores_of_the_timed_part_are_captured_before_it(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pretend_gpu(monkeypatch):
-        config = compose_config(*tiny_overrides(sampler), "numerics.engine=auto")
+        config = compose_config(*tiny_overrides(sampler), "numerics.engine=graphed")
         parts = build(config, torch.device("cuda"))
         parts.warm_up()
         assert any(score.graphs for score in parts.workspace._scores.values() if isinstance(score, Captured))

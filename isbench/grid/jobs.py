@@ -9,7 +9,7 @@ stopped half-way compares the same seeds. `arm=a,b` on the command line narrows 
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from isbench.config import RunConfig, run_folder, run_id, validate
+from isbench.config import RunConfig, on_device, run_folder, run_id, validate
 from isbench.errors import ConfigError
 from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
@@ -94,9 +94,8 @@ class Job:
         return ("running" if is_taken(self.folder / LOCK) else "interrupted" if rows else "missing", "")
 
     def _candidates(self) -> list[RunConfig]:
-        if self.config.device != "auto":
-            return [self.config]
-        return [replace(self.config, device="cuda"), replace(self.config, device="cpu")]
+        devices = ("cuda", "cpu") if self.config.device == "auto" else (self.config.device,)
+        return [on_device(self.config, device) for device in devices]
 
 
 def compose_grid(words: Sequence[str]) -> tuple[DictConfig, list[Job]]:

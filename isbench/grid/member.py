@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from dataclasses import replace
 from functools import cache
 from logging import getLogger
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from isbench import locks
 from isbench.build import resolve_device
-from isbench.config import RunConfig, recorded, run_folder, run_id, scratch_dir
+from isbench.config import RunConfig, on_device, recorded, run_folder, run_id, scratch_dir
 from isbench.errors import ConfigError, Incompatible
 from isbench.files import RECORD
 from isbench.grid.jobs import ELSEWHERE
@@ -40,7 +39,7 @@ def run_member(config: RunConfig, num_processes: int) -> Outcome:
 
 def resolved(config: RunConfig) -> RunConfig:
     """Return the configuration that is recorded: `device` names the one it trains on."""
-    return replace(config, device=resolve_device(config.device).type)  # type: ignore[arg-type]
+    return on_device(config, resolve_device(config.device).type)
 
 
 def kept(config: RunConfig) -> Outcome | None:

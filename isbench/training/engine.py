@@ -78,7 +78,7 @@ class Engine:
     """Runs a network's passes.
 
     Args:
-        kind: auto, eager, compiled, graphed or compiled_graphed; auto is graphed for one rank on a GPU, else eager.
+        kind: eager, compiled, graphed or compiled_graphed.
         precision: float32, tf32 (the caller has switched it on) or bfloat16 (by autocast).
         make_graph: class that captures a call; tests give another than `CudaGraph`.
         ranks: the processes that share the passes.
@@ -98,8 +98,6 @@ class Engine:
         ranks: Ranks = ALONE,
         share_buffers: bool = False,
     ):
-        if kind == "auto":
-            kind = "graphed" if device.type == "cuda" and ranks.size == 1 else "eager"
         self.is_graphed = "graphed" in kind
         if self.is_graphed and device.type != "cuda" and make_graph is CudaGraph:
             raise ConfigError(f"numerics.engine={kind} needs a GPU; use eager, compiled or auto")

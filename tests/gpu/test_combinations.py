@@ -15,8 +15,8 @@ from tests.gpu.conftest import IS_PRETENDED, on_a_gpu
 pytestmark = on_a_gpu
 
 UPDATES = 2 if IS_PRETENDED else 20
-AUTO = ("numerics.engine=auto", "numerics.precision=tf32")
-BFLOAT16 = ("numerics.engine=auto", "numerics.precision=bfloat16")
+AUTO = ("numerics.engine=graphed", "numerics.precision=tf32")
+BFLOAT16 = ("numerics.engine=graphed", "numerics.precision=bfloat16")
 DIGITS = ("dataset=mnist5k", "model=lenet")
 IMAGES = ("dataset=synthetic", "dataset.num_examples=4000", "dataset.num_test=500", "dataset.shape=[3,32,32]")
 CROPPED = (*IMAGES, "augmentation=flip_crop")

@@ -25,7 +25,7 @@ SLOTS = [None, 100]
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_host_waits_as_often_as_documented(sampler: str) -> None:
-    parts = build(compose_config(*tiny_overrides(sampler), "augmentation=crop", "numerics.engine=auto"), GPU)
+    parts = build(compose_config(*tiny_overrides(sampler), "augmentation=crop", "numerics.engine=graphed"), GPU)
     parts.warm_up()
     check_host_reads(parts, Waits())
 
@@ -81,7 +81,7 @@ def test_what_lies_elsewhere_comes_with_the_same_bits(slots, residency, tmp_path
 @needs_a_real_one
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_updates_leave_nothing_behind(sampler: str) -> None:
-    parts = build(compose_config(*tiny_overrides(sampler), "numerics.engine=auto"), GPU)
+    parts = build(compose_config(*tiny_overrides(sampler), "numerics.engine=graphed"), GPU)
     parts.warm_up()
 
     def bytes_after(updates: int) -> int:
