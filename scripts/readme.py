@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from isbench.explain import summary
+from isbench.files import EVALUATIONS, RUNS
 from isbench.grid.jobs import compose_grid
 from isbench.nodes import locate
 from isbench.report.index import tally
@@ -99,6 +100,32 @@ def performance_table() -> str:
     return headline(json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text()))
 
 
+def card_table() -> str:
+    """Return one row per experiment, card and arm of the runs on GPUs: what an update took, and how much was scored."""
+    head = ("experiment", "card", "arm", "runs", "updates per second", "milliseconds per update", "scored per trained")
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for experiment in experiments():
+        folder = ROOT / "results" / experiment.id
+        if not (folder / RUNS).is_file():
+            continue
+        runs = pd.read_parquet(folder / RUNS)
+        last = pd.read_parquet(folder / EVALUATIONS).drop_duplicates("run_id", keep="last").set_index("run_id")
+        on_gpu = runs[runs["gpu"].notna() & runs["alone"] & runs["status"].eq("finished")]
+        for (card, arm), mine in on_gpu.groupby(["gpu", "arm"], sort=False):
+            ends = last.loc[mine["run_id"]].sum(numeric_only=True)
+            cells = (
+                f"`{experiment.id}`",
+                card,
+                arm,
+                str(len(mine)),
+                f"{ends['updates'] / ends['train_seconds']:.0f}",
+                f"{1000 * ends['train_seconds'] / ends['updates']:.2f}",
+                f"{ends['examples_scored'] / ends['examples_trained']:.2f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def reliability_table() -> str:
     """Return what `make test-faults` found, kind by kind."""
     sys.path.insert(0, str(ROOT))
@@ -112,6 +139,7 @@ def reliability_table() -> str:
 
 
 TABLES = {
+    "cards": card_table,
     "demo": demo_table,
     "experiments": experiment_table,
     "gpu": gpu_table,
