@@ -12,7 +12,7 @@ from isbench.training import schedule
 from isbench.training.budget import Boundaries, Budget
 from isbench.training.clock import WallClock
 from isbench.types import Progress
-from tests.conftest import SAMPLERS, build_parts, tiny_overrides, train_parts
+from tests.conftest import SAMPLERS, TINY, build_parts, tiny_overrides, train_parts
 
 
 def test_seconds_exclude_what_happens_at_boundaries() -> None:
@@ -131,3 +131,22 @@ def test_the_loop_knows_no_method() -> None:
     source = inspect.getsource(loop)
     assert not [name for name in SAMPLERS if name in source.replace("sampler", "")]
     assert len(inspect.getsource(loop.train).splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ("words", "acted"),
+    [
+        (["sampler=uniform"], 40),
+        (["sampler=upper_bound", "sampler.pool_size=32", "sampler.tau_threshold=1e9"], 0),
+        (["sampler=rais", "sampler.fit_examples=64"], 40 - 16),  # the first fit is after update 16
+        (["sampler=sgd_s"], 40 - 20),  # two passes of ten updates
+        (["sampler=p_sgd", "sampler.share=1", "sampler.warmup_passes=1"], 40 - 10),
+        (["sampler=online_batch_selection"], 40 - 10),
+        (["sampler=infobatch", "sampler.prune=0", "sampler.stop=0.5"], 20),
+        (["sampler=selective_backprop"], 40 - 10),
+    ],
+)
+def test_updates_count_as_acted_where_the_method_has_a_say(words: list[str], acted: int) -> None:
+    parts = build_parts(*TINY, *words)
+    train_parts(parts)
+    assert parts.progress.acted_updates == acted

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from isbench.errors import UserError
-from isbench.recording.record import Record, effective_rows, last_status, read_rows
+from isbench.recording.record import COLUMNS, Record, effective_rows, last_status, learning_rates, read_rows
 
 # Appends for ever. Each row is named on standard output once `append` has returned; long rows can be torn.
 WRITER = """
@@ -279,3 +279,19 @@ def test_protected_files_are_one_line(protected: Path, ordinary_user: None) -> N
         with pytest.raises(UserError, match="cannot write .*jsonl: Permission denied") as error:
             record.append("start")
         assert "\n" not in str(error.value)
+
+
+def test_learning_rates_are_those_of_the_updates_that_count(tmp_path: Path) -> None:
+    """The second attempt repeats what came after update 4, at other rates."""
+    record = Record(tmp_path / "record.jsonl")
+    record.append("start", resumed_at=0)
+    record.append("rate", updates=[1, 3], learning_rate=[0.4, 0.3])
+    record.append("evaluation", **{name: 4 for name in COLUMNS})
+    record.append("rate", updates=[5, 6], learning_rate=[9.0, 8.0])
+    record.append("evaluation", **{name: 6 for name in COLUMNS})
+    record = Record(tmp_path / "record.jsonl")
+    record.append("start", resumed_at=4)
+    record.append("rate", updates=[5, 7], learning_rate=[0.2, 0.1])
+    record.append("evaluation", **{name: 7 for name in COLUMNS})
+    record.append("rate", updates=[8], learning_rate=[0.0])  # of no evaluation yet
+    assert learning_rates(read_rows(tmp_path / "record.jsonl")) == [0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1]
