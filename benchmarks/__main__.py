@@ -13,6 +13,7 @@ THEMES = (
     "harness",
     "engines",
     "samplers",
+    "library",
     "data",
     "residency",
     "alternatives",

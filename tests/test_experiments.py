@@ -15,12 +15,11 @@ from isbench.config import (
     LoggingConfig,
     NumericsConfig,
     RunConfig,
-    config_folder,
 )
 from isbench.errors import ConfigError
 from isbench.explain import choices
 from isbench.grid.jobs import Job, compose_grid
-from isbench.nodes import check_arguments, locate
+from isbench.nodes import check_arguments, config_folder, locate
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.claims import QUANTITIES
 from isbench.report.drawings import DRAWINGS
