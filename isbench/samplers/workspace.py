@@ -109,6 +109,13 @@ class Workspace:
             views = self.draw_views(len(indices))
         return self._shared(self._dataset.fetch, indices, views)
 
+    def plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
+        """Return the examples at `indices` (n,) without fresh randomness: in their stored views, else un-augmented."""
+        if self.stored_views is not None:
+            return self._dataset.fetch(indices, None)
+        inputs, targets = self._dataset.plain(indices)
+        return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
+
     def score(self, batch: Batch, signal: str) -> Tensor:
         """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`.
 
@@ -130,7 +137,7 @@ class Workspace:
         for start in range(0, self.num_examples, self._score_chunk):
             indices = torch.arange(start, min(start + self._score_chunk, self.num_examples), device=self.device)
             no_views = torch.empty(len(indices), 0, device=self.device)
-            scores.append(self.score(self._shared(self._plain, indices, no_views), signal))
+            scores.append(self.score(self._shared(self.plain, indices, no_views), signal))
         return torch.cat(scores)
 
     def mean_gradient(self) -> list[Tensor]:
@@ -140,7 +147,7 @@ class Workspace:
         self._model.eval()
         mine = self._ranks.part(torch.arange(self.num_examples, device=self.device))
         for indices in mine.split(self._gradient_chunk):
-            batch = self._plain(indices)
+            batch = self.plain(indices)
             loss = self._criterion(self._model(batch.inputs), batch.targets).sum() / self.num_examples
             torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
         self._model.train()
@@ -177,13 +184,6 @@ class Workspace:
         order = state["order"]
         self._order = None if order is None else order.to(self.device)
         self._cursor = state["cursor"]
-
-    def _plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
-        """Return examples without fresh randomness: in their stored views, else un-augmented."""
-        if self.stored_views is not None:
-            return self._dataset.fetch(indices, None)
-        inputs, targets = self._dataset.plain(indices)
-        return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
 
     def _shared(self, fetch: Callable[[Tensor, Tensor | None], Batch], indices: Tensor, views: Tensor | None) -> Any:
         """Return fetched examples, or where several ranks share them, a batch of which each fetches its part."""
