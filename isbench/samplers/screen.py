@@ -19,7 +19,7 @@ from isbench.samplers.base import EpochSampler
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 BETAS = (0.9, 0.99)  # of the proxy's Adam
-ERROR_WEIGHT = 0.05  # of a look in the moving average of the proxy's error
+LOSS_WEIGHT = 0.05  # of a look in the moving average of the proxy's loss
 
 
 class Screen(EpochSampler):
@@ -49,7 +49,8 @@ class Screen(EpochSampler):
     """
 
     remembers = (*EpochSampler.remembers, "optimizer")
-    proxy_error: Tensor  # a moving average
+    proxy_loss: Tensor  # (), a moving average
+    weights: Tensor  # (b,), of a selected batch
 
     def __init__(
         self,
@@ -59,8 +60,8 @@ class Screen(EpochSampler):
         score: Literal["uncertainty", "loss"] = "uncertainty",
         proxy: ProxyKind = "perceptron",
         width: Count = 32,
-        proxy_lr: Annotated[float, Gt(0)] = 0.01,
-        look_every: Count = 4,
+        proxy_lr: Annotated[float, Gt(0)] = 0.03,
+        look_every: Count = 8,
         start: Share = 0.02,
         stop: Share = 0.9,
     ):
@@ -91,7 +92,7 @@ class Screen(EpochSampler):
         self.proxy = make_proxy(self.kind, shape, workspace.num_classes, self.width, workspace.generator)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), self.proxy_lr, betas=BETAS, fused=True)
         self._small: Tensor | None = None  # (N, ...) float16: all small images
-        self.register_buffer("proxy_error", torch.ones(()))
+        self.register_buffer("proxy_loss", torch.zeros(()))
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
@@ -117,7 +118,7 @@ class Screen(EpochSampler):
         return indices, torch.ones(len(indices), device=indices.device)
 
     def diagnostics(self) -> dict[str, float]:
-        return {"proxy_error": float(self.proxy_error)}
+        return {"proxy_loss": float(self.proxy_loss)}
 
     def _weights_of_a_batch(self) -> Tensor:
         """Return weights (b,). With beta=1 the batch's mean is that of its pool in expectation; the sum is b anyway."""
@@ -133,18 +134,17 @@ class Screen(EpochSampler):
 
     def _look(self, indices: Tensor) -> Tensor:
         """Return how hard the proxy finds examples, in the shape of `indices`, and let it learn from the same pass."""
-        targets = self.workspace.targets[indices.flatten()]
-        logits = self.proxy(self._small_images().index_select(0, indices.flatten()).float())
-        # log p by hand: torch's softmax of ten columns costs three times as much on a CPU.
-        normalizer = logits.logsumexp(1)
+        flat = indices.flatten()
+        logits = self.proxy(self._small_images().index_select(0, flat).float())
+        targets = self.workspace.targets.index_select(0, flat)
+        normalizer = logits.logsumexp(1)  # -log p by hand, since both scores need it
         losses = normalizer - logits.gather(1, targets[:, None]).squeeze(1)
-        self.optimizer.zero_grad()
-        losses.mean().backward()
+        loss = losses.mean()
+        self.proxy.zero_grad()
+        loss.backward()
         self.optimizer.step()
-        with torch.no_grad():
-            largest, predicted = logits.max(1)
-            self.proxy_error.lerp_((predicted != targets).float().mean(), ERROR_WEIGHT)
-            scores = normalizer - largest if self.score == "uncertainty" else losses
+        self.proxy_loss.lerp_(loss.detach(), LOSS_WEIGHT)
+        scores = normalizer - logits.amax(1) if self.score == "uncertainty" else losses
         return scores.detach().view_as(indices)
 
     def _choose(self, scores: Tensor) -> Tensor:
