@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from torch.nn import functional as F
 
 from isbench.errors import ConfigError, Incompatible
 from isbench.models.proxy import ProxyKind, make_proxy, shrink
@@ -34,7 +35,7 @@ class Screen(EpochSampler):
         pool_ratio: B / b, the size of a pool over that of a batch.
         eps: share of the batch drawn uniformly from what the score left.
         beta: 0: all weights are 1. 1: unbiased (needs eps > 0).
-        score: uncertainty: 1 - max_c p_c, which needs no label. loss: -log p_y.
+        score: uncertainty: -log max_c p_c, which needs no label. loss: -log p_y.
         proxy: perceptron, or convolutional (for images).
         width: of the proxy's hidden layer, or channels of its first.
         proxy_lr: rate of its Adam.
@@ -135,16 +136,14 @@ class Screen(EpochSampler):
     def _look(self, indices: Tensor) -> Tensor:
         """Return how hard the proxy finds examples, in the shape of `indices`, and let it learn from the same pass."""
         flat = indices.flatten()
-        logits = self.proxy(self._small_images().index_select(0, flat).float())
-        targets = self.workspace.targets.index_select(0, flat)
-        normalizer = logits.logsumexp(1)  # -log p by hand, since both scores need it
-        losses = normalizer - logits.gather(1, targets[:, None]).squeeze(1)
+        logs = self.proxy(self._small_images().index_select(0, flat).float()).log_softmax(1)
+        losses = F.nll_loss(logs, self.workspace.targets.index_select(0, flat), reduction="none")
         loss = losses.mean()
         self.proxy.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.proxy_loss.lerp_(loss.detach(), LOSS_WEIGHT)
-        scores = normalizer - logits.amax(1) if self.score == "uncertainty" else losses
+        scores = -logs.amax(1) if self.score == "uncertainty" else losses
         return scores.detach().view_as(indices)
 
     def _choose(self, scores: Tensor) -> Tensor:
