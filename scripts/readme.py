@@ -36,19 +36,22 @@ def demo_table() -> str:
 
 
 def experiment_table() -> str:
-    """Return a sentence on all, and one row per experiment that has been run: its first claim, how the others fared."""
+    """Return a sentence on all, and one row per experiment that has been run: its primary claim, how the others fared.
+
+    What has no primary claim has its first. One seed's number is no headline.
+    """
     head = ("experiment", "claim (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in experiments():
         path = ROOT / "results" / experiment.id / "verdicts.json"
         findings = json.loads(path.read_text()) if path.is_file() else []
-        for found in findings[:1]:
-            others = Counter(other["verdict"] for other in findings[1:])
+        for found in [found for found in findings if found["primary"]][:1] or findings[:1]:
+            others = Counter(other["verdict"] for other in findings if other is not found)
             cells = (
                 f"`{experiment.id}`",
                 found["text"] + ("" if f"({found['arm']})" in found["text"] else f" ({found['arms']})"),
                 found["reported"],
-                found["ours"],
+                "\N{EN DASH}" if found["verdict"] == "one seed" else found["ours"],
                 str(found["n"]),
                 found["verdict"],
                 ", ".join(f"{count} {verdict}" for verdict, count in others.most_common()),

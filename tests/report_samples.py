@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,14 @@ def write_run(
     gain: float = 1.0,
     update_seconds: float = 0.1,
     probes: Mapping[int, Iterable[Mapping[str, Any]]] | None = None,
+    acted: Callable[[int], int] | None = None,
+    objective: float | None = None,
     **changes: Any,
 ) -> Path:
     """Write a run whose (seconds, test error) are given. An update takes 128 of 4,000 examples.
 
-    `probes` has the probe rows by updates, `gain` is that of every update.
+    `probes` has the probe rows by updates, `gain` is that of every update, `acted` says at how many the method acted,
+    `objective` is by how much that is above the train loss.
     """
     resolved = config(sampler, seed, **changes)
     resolved["sampler"].update(options or {})
@@ -99,6 +102,8 @@ def write_run(
                 "train_loss": loss,
                 "test_loss": 3 * error,
                 "test_error": error,
+                **({} if acted is None else {"acted_updates": acted(updates)}),
+                **({} if objective is None else {"objective": loss + objective}),
                 **({} if concurrent_runs is None else {"concurrent_runs": concurrent_runs}),
             }
         )

@@ -105,6 +105,11 @@ def test_what_is_inherited_is_merged_field_by_field() -> None:
         ("arm: lenet", "arms: lenet", "x.yaml: about.claims.the norms, LeNet-5.arm"),
         ("quantity: correlation", "quantity: corelation", "quantity corelation: did you mean correlation?"),
         ("y: logit", "z: logit", "x.yaml: about.claims.the norms, LeNet-5: value error, of: "),
+        (
+            "arm: lenet}",
+            "arm: lenet, smallest: 0.5}",
+            "x.yaml: about: value error, one of the claims that can be judged",
+        ),
         ("{minutes: 9", "{minutes: 9]", "x.yaml: about: while parsing a flow mapping"),
     ],
 )
@@ -163,10 +168,10 @@ def test_claims_can_be_measured_on_the_axis_that_is_held_equal(experiment: Exper
             assert claim.baseline in arms
             assert claim.axis == unit or quantity.is_timed
         if quantity.probe:
-            assert all(job.config.probe["name"].startswith(quantity.probe) for job in jobs)
-            assert all(
-                set(claim.of.values()) <= set(job.config.probe.get("signals", claim.of.values())) for job in jobs
-            )
+            involved = {claim.arm, claim.baseline} if quantity.is_paired else {claim.arm}
+            probes = [job.config.probe for job in jobs if job.arm in involved]
+            assert all(probe["name"].startswith(quantity.probe) for probe in probes)
+            assert all(set(claim.of.values()) <= set(probe.get("signals", claim.of.values())) for probe in probes)
 
 
 def reduced(config: RunConfig, folder: Path) -> RunConfig:

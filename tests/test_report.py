@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -7,23 +8,28 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from isbench.errors import UserError
 from isbench.report.__main__ import main
-from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, styles
+from isbench.report.curves import EPOCHS, ERROR, SECONDS, STYLES, band, comparisons, draw_comparison, styles
 from isbench.report.load import describe, load_runs
 from isbench.report.measures import (
+    Bounds,
+    Sample,
     compare_arms,
     headline,
     outcome,
+    ratio_bounds,
     speedup_over,
     t_interval,
+    time_bounds,
     time_to_target,
     value_at,
     verdict,
 )
 from isbench.report.page import disagreements
-from isbench.report.tables import number, plus_minus
+from isbench.report.tables import arms_table, clocks, number, plus_minus, speedup
 from tests.report_samples import config, write_run
 
 
@@ -78,33 +84,83 @@ def test_one_value_has_no_interval():
     assert math.isnan(t_interval([]).mean)
 
 
+def exact(times):
+    return pd.Series({seed: Bounds(time, time) for seed, time in times.items()}, dtype=object)
+
+
 def test_speedup_is_the_geometric_mean_of_paired_ratios():
     # Ratios 2 and 8 whatever the order of seeds; seed 7 has no partner. Logs have mean log 4, deviation log 2 x sqrt 2.
-    result = speedup_over(pd.Series({0: 10.0, 1: 80.0, 7: 1.0}), pd.Series({1: 10.0, 0: 5.0}))
+    result = speedup_over(exact({0: 10.0, 1: 80.0, 7: 1.0}), exact({1: 10.0, 0: 5.0}))
     assert result.ratio == pytest.approx(4) and result.n == 2
     factor = math.exp(12.706 * math.log(2))  # t(1, 0.975) = 12.706; sqrt 2 / sqrt n = 1
     assert result.high == pytest.approx(4 * factor, rel=1e-3)
     assert result.low == pytest.approx(4 / factor, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("baseline", "method", "ratio", "misses"),
-    [
-        ([10, 10], [5, math.inf], 0.0, 0),
-        ([10, math.inf], [5, 5], math.inf, 1),
-        ([10, math.inf], [5, math.inf], math.nan, 1),
-        ([math.inf, 10], [5, math.inf], math.nan, 1),
-    ],
-)
-def test_misses_leave_no_interval(baseline, method, ratio, misses):
-    result = speedup_over(pd.Series(baseline, dtype=float), pd.Series(method, dtype=float))
-    assert result.ratio == pytest.approx(ratio, nan_ok=True)
-    assert result.baseline_misses == misses
-    assert math.isnan(result.low) and math.isnan(result.high)
+def test_a_miss_takes_longer_than_it_ran():
+    curve = pd.DataFrame({"train_seconds": [0.0, 10.0], "test_error": [1.0, 0.5]})
+    reached, missed, lost = (
+        time_bounds(curve, "test_error", target, "train_seconds", diverged)
+        for target, diverged in ((0.75, True), (0.1, False), (0.1, True))
+    )
+    assert (reached, missed, lost) == (Bounds(5, 5), Bounds(10, math.inf), Bounds(math.inf, math.inf))
+    assert ratio_bounds(reached, missed) == (0, 0.5), "at most half as fast"
+    assert ratio_bounds(missed, reached) == (2, math.inf)
+    assert ratio_bounds(missed, missed) == (0, math.inf)
+    assert ratio_bounds(reached, lost) == (0, 0) and ratio_bounds(lost, reached) == (math.inf, math.inf)
+    assert ratio_bounds(lost, lost) == (0, math.inf)
+    assert ratio_bounds(Bounds(0, 0), Bounds(0, 0)) == (1, 1)
+
+
+def test_misses_leave_no_mean_and_few_seeds_no_interval():
+    baseline = exact(dict.fromkeys(range(6), 10.0))
+    times = {seed: Bounds(5.0, 5.0) for seed in range(5)} | {5: Bounds(40.0, math.inf)}
+    method = pd.Series(times, dtype=object)
+    six = speedup_over(baseline, method)  # ratios 2, five times, and below 1/4
+    assert six.ratio == pytest.approx(2) and (six.low, six.high) == pytest.approx((0, 2)) and six.n == 6
+    five = speedup_over(baseline, method.loc[1:])
+    assert five.ratio == pytest.approx(2) and math.isnan(five.low) and math.isnan(five.high)
+    assert speedup_over(method, baseline).baseline_misses == 1
+
+
+def test_intervals_from_ranks_are_those_of_the_sign_test():
+    values = [(float(v), float(v)) for v in (3, 1, 2, 9, 5, 4, 8, 7, 6)] + [(10.0, math.inf)]
+    ten = Sample(values).centre()  # 1 - 2 P(X <= 1) = 0.979, 1 - 2 P(X <= 2) = 0.891 for ten fair coins
+    assert (ten.low, ten.high, ten.value) == (2, 9, 5.5) and ten.level == pytest.approx(1 - 2 * 11 / 1024)
+    five = Sample(values[-5:]).centre()
+    assert (five.low, five.high) == (4, math.inf) and five.level == pytest.approx(0.9375)
+    assert Sample(values).p_beyond(0.5, 1) == pytest.approx(1 / 1024)
+    assert Sample(values).p_beyond(1.5, 1) == pytest.approx(11 / 1024)
+    assert Sample(values).p_beyond(1.5, -1) == pytest.approx(1 - 1 / 1024), "one is below"
+    half = Sample([(-math.inf, -math.inf), (math.inf, math.inf)]).centre()
+    assert (half.least, half.most) == (-math.inf, math.inf)
+
+
+def test_intervals_from_ranks_hold_the_median_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    for n in (6, 9, 15):
+        held = 0
+        for _ in range(2000):
+            values = random.exponential(size=n)
+            bounds = [(v, math.inf if v > 1.5 else v) for v in np.minimum(values, 1.5)]  # a budget of 1.5
+            centre = Sample(bounds + [(np.nan, np.nan)]).centre()
+            held += not centre.is_median or centre.low <= math.log(2) <= centre.high
+        assert held / 2000 > 0.94
+
+
+def test_p_values_are_those_of_scipy():
+    from scipy.stats import ttest_1samp
+
+    values = [0.3, 1.2, 0.7, 0.9]
+    for side, alternative in ((1, "greater"), (-1, "less")):
+        expected = ttest_1samp(values, 0.2, alternative=alternative).pvalue
+        assert Sample([(v, v) for v in values]).p_beyond(0.2, side) == pytest.approx(expected)
+    assert Sample([(1.0, 1.0)] * 3).p_beyond(1.0, 1) == 1 and Sample([(1.0, 1.0)] * 3).p_beyond(0.9, 1) == 0
+    assert math.isnan(Sample([(1.0, 1.0)]).p_beyond(0.9, 1))
 
 
 def test_ties_are_a_ratio_of_one():
-    result = speedup_over(pd.Series([0.0, 5.0]), pd.Series([0.0, 5.0]))
+    result = speedup_over(exact({0: 0.0, 1: 5.0}), exact({0: 0.0, 1: 5.0}))
     assert (result.ratio, result.low, result.high) == (1, 1, 1)
 
 
@@ -134,7 +190,8 @@ def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
     assert (table["seconds"] == 12).all()
     assert rows_of(table, "uniform")["test_error"] == pytest.approx(0.78)
     rais = rows_of(table, "rais")
-    assert (rais["n"], rais["diverged"], rais["misses"], rais["speedup"]) == (0, 1, 1, 0)
+    assert (rais["n"], rais["diverged"], rais["misses"], rais["speedup"]) == (0, 1, 1, 0)  # never, by its only seed
+    assert rais["test_error"] == math.inf, "its only run ranks worst"
     impon = rows_of(table, "impon")
     assert (impon["n"], impon["not_counted"], impon["misses"], impon["speedup_n"]) == (0, 1, 0, 0)
     assert outcome(impon) == "not compared"
@@ -143,7 +200,8 @@ def test_equal_seconds_is_what_all_finished_runs_reached(tmp_path):
 def test_a_miss_is_counted_and_undecided(twice):
     write_run(twice, "loss", 0, line(0.002))  # replaces the fast one
     row = rows_of(compare_arms(load_runs(twice)), "loss")
-    assert row["misses"] == 1 and row["speedup"] == 0 and math.isnan(row["speedup_low"])
+    assert row["misses"] == 1 and row["speedup"] == pytest.approx(2) and math.isnan(row["speedup_low"])
+    assert speedup(row) == "unknown (misses 1, the baseline 0)"
     assert "missed in 1 of its runs and in 0 of 3 runs of uniform" in verdict(row)
 
 
@@ -214,6 +272,52 @@ def test_a_run_that_shared_the_machine_is_not_compared_by_seconds(twice):
     assert any("1 runs shared the machine" in line for line in disagreements(runs.runs))
     (comparison,) = comparisons(runs)
     assert len(comparison.seeds("loss", SECONDS)) == 3 and len(comparison.seeds("loss", EPOCHS)) == 4
+
+
+def test_a_diverged_run_leaves_a_median_for_a_mean(twice):
+    write_run(twice, "loss", 3, line(0.02, final=3), status="diverged")
+    write_run(twice, "uniform", 3, line(0.01))
+    runs = load_runs(twice)
+    loss = rows_of(compare_arms(runs), "loss")
+    assert loss["test_error"] == pytest.approx(0.48) and math.isnan(loss["test_error_half_width"])  # 42, 46, 50, worst
+    assert math.isnan(loss["speedup_low"]) and loss["speedup"] == pytest.approx(2)
+    cells = arms_table(runs).set_index("arm")
+    assert cells.loc["loss", "test error (%)"] == "median 48.0" and cells.loc["loss", "diverged"] == "1"
+    assert (
+        cells.loc["loss", "objective"] == "median \N{INFINITY}"
+        and "\N{PLUS-MINUS SIGN}" in cells.loc["uniform", "test error (%)"]
+    )
+
+
+def test_one_seed_is_drawn_with_open_marks(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01))
+    for seed in range(2):
+        write_run(tmp_path, "loss", seed, line(0.02))
+    (comparison,) = comparisons(load_runs(tmp_path))
+    figure = Figure()
+    panel = figure.subplots()
+    draw_comparison(panel, comparison, SECONDS, ERROR, STYLES)
+    marked = {drawn.get_label() for drawn in panel.lines if drawn.get_marker() == "o"}
+    assert marked == {"uniform, one seed"} and panel.lines[-1].get_markerfacecolor() == "none"
+
+
+def test_arms_that_mix_cards_or_faster_code_are_not_one_clock(tmp_path):
+    for seed, (card, commit, step) in enumerate(
+        [
+            ("H100", "a", 0.1),
+            ("H100", "b", 0.1),
+            ("H100", "a", 0.1),
+            ("H200", "a", 0.1),
+            ("H100", "a", 0.1),
+            ("H100", "b", 0.12),
+        ]
+    ):
+        arm = ("same", "cards", "code")[seed // 2]
+        path = write_run(tmp_path, "uniform", seed, line(0.01), arm=arm, update_seconds=step)
+        text = path.read_text().replace('"gpu": null', f'"gpu": "{card}"')
+        path.write_text(re.sub('"git_commit": "[^"]*"', f'"git_commit": "{commit}"', text))
+    found = clocks(load_runs(tmp_path))
+    assert found["cards"] == "runs on H100 and H200" and "1.20" in found["code"] and "same" not in found
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

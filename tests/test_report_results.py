@@ -120,7 +120,7 @@ def test_damaged_results_are_one_line(rais, damage, capsys):
 
 def test_planned_runs_are_those_of_the_grid(rais, tmp_path):
     facts = json.loads((rais / "provenance.json").read_text())
-    assert facts["planned_runs"] == len(compose_grid(["experiment=rais/rais_rot_mnist"])[1]) == 15
+    assert facts["planned_runs"] == len(compose_grid(["experiment=rais/rais_rot_mnist"])[1]) == 20
     grid(tmp_path / "mine")
     collect.collect(tmp_path / "mine", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["planned_runs"] == 4, "of no experiment"
@@ -207,7 +207,7 @@ def test_a_report_is_complete_and_the_same_every_time(rais):
     second = files(results)
     assert [name for name in first if first[name] != second[name]] == []
     verdicts = json.loads(first["rais_rot_mnist/verdicts.json"])
-    difference = next(each for each in verdicts if each["quantity"] == "test_error_difference")
+    difference = next(each for each in verdicts if each["primary"])
     assert difference["value"] == pytest.approx(10) and difference["n"] == 2
     assert difference["sentence"] in first["rais_rot_mnist/verdicts.md"].decode()
     arms = first["rais_rot_mnist/table.md"].decode()
@@ -228,7 +228,7 @@ def test_the_index_lists_every_experiment_and_needs_no_network(rais):
     page = (rais.parent / "index.html").read_text()
     for experiment in experiments():
         assert f'id="{experiment.id}"' in page and f"experiment={experiment.paper}/{experiment.id}<" in page
-    assert page.count("4 of 15 runs finished") == 2 and page.count("ready to run") > 1
+    assert page.count("4 of 20 runs finished") == 2 and page.count("ready to run") > 1
     assert page.count('<img alt="Figures 3 and 4 and Table 1, rot-MNIST, 15 epochs"') == 1
     links = re.findall(r'(?:src|href)="([^"]{1,30})', page)
     assert links and all(link.startswith(("#", "data:")) for link in links)

@@ -1,11 +1,20 @@
 """What results/ holds is what the code makes of the collected records: tables and data byte for byte."""
 
+import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from isbench.report.__main__ import main
+from isbench.report.claims import QUANTITIES
+from isbench.report.values import values
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 COLLECTED = ("*.parquet", "provenance.json")
@@ -27,3 +36,37 @@ def test_reports_are_reproduced_from_what_is_collected(tmp_path: Path, name: str
 
 def test_the_index_is_there() -> None:
     assert "Published results" in (RESULTS / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json")))
+def test_every_number_follows_from_the_values_by_seed(name: str) -> None:
+    kept = values([name], RESULTS)
+    for found in json.loads((RESULTS / name / "verdicts.json").read_text()):
+        mine = kept[(kept["claim"] == found["text"]) & (kept["arm"] == found["arm"])] if len(kept) else kept
+        assert len(mine) == found["n"], found["text"]
+        if not found["n"] or found["misses"] or found["diverged"]:
+            continue
+        quantity = QUANTITIES[found["quantity"]]
+        scaled = np.log(mine["least"]) if quantity.is_ratio else mine["least"] / quantity.scale
+        back = np.exp if quantity.is_ratio else np.asarray
+        assert found["value"] == pytest.approx(float(back(scaled.mean())), rel=1e-4, abs=1e-9)
+        if found["n"] > 1 and scaled.std() > 0:
+            interval = back(stats.t.interval(0.95, found["n"] - 1, scaled.mean(), stats.sem(scaled)))
+            assert (found["low"], found["high"]) == pytest.approx(tuple(interval), rel=1e-4, abs=1e-6)
+
+
+def test_the_lines_that_recompute_a_number_do() -> None:
+    lines = re.findall(r"^    (python .*)$", (RESULTS / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 2
+    by_claim, by_hand = (
+        subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]], cwd=RESULTS.parent, capture_output=True, text=True, check=True
+        ).stdout
+        for line in lines
+    )
+    (found,) = [
+        each for each in json.loads((RESULTS / "rais_rot_mnist" / "verdicts.json").read_text()) if each["primary"]
+    ]
+    seeds = [float(line.split(",")[-1]) for line in by_claim.splitlines() if found["text"] in line]
+    assert len(seeds) == found["n"] and np.mean(seeds) == pytest.approx(found["value"], rel=1e-4)
+    assert [float(number) for number in by_hand.split()] == pytest.approx(seeds, rel=1e-4)

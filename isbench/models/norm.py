@@ -48,7 +48,8 @@ class WeightedNorm(torch.autograd.Function):
     """Normalise by weighted batch statistics, with a backward pass of its own.
 
     Autograd's backward pass takes two to eight times as long on a CPU. With fractions f_i, centred inputs c = x - mean
-    and s = weight / deviation, dx = s (dy - f_i / (H W) (sum(dy) + c sum(dy c) / variance)).
+    and s = weight / deviation, dx = s (dy - f_i / (H W) (sum(dy) + c sum(dy c) / variance)). The built-in kernel gives
+    the sums, and dx for equal fractions; what is added to that is linear in x for each example and channel.
     """
 
     @staticmethod
@@ -57,26 +58,25 @@ class WeightedNorm(torch.autograd.Function):
         # torch.var_mean would take longer than all of this, and autocast and TF32 would round a matmul.
         per_example = fractions[:, None]
         mean = add_up((per_example * inputs.mean(dim=(2, 3))).sum(0), is_shared)
-        centred = inputs - mean[:, None, None]
-        variance = add_up((per_example * centred.square().mean(dim=(2, 3))).sum(0), is_shared)
-        inverse = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(centred, weight, fractions, inverse)
+        squares = (inputs - mean[:, None, None]).square_()
+        variance = add_up((per_example * squares.mean(dim=(2, 3))).sum(0), is_shared)
+        ctx.save_for_backward(inputs, weight, fractions, mean, torch.rsqrt(variance + eps))
         ctx.is_shared = is_shared  # no function: torch 2.11 does not compile past one
         ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias[:, None, None], centred, (weight * inverse)[:, None, None]), mean, variance
+        return F.batch_norm(inputs, mean, variance, weight, bias, False, 0.0, eps), mean, variance
 
     @staticmethod
     def backward(ctx, gradient, *unused) -> tuple[Tensor | None, ...]:
-        centred, weight, fractions, inverse = ctx.saved_tensors
-        sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * centred).sum(dim=(0, 2, 3))])
-        whole, product = add_up(sums, ctx.is_shared)
-        scale = weight * inverse
-        common = torch.addcmul(
-            (scale * whole)[:, None, None], centred, (scale * inverse.square() * product)[:, None, None]
+        inputs, weight, fractions, mean, inverse = ctx.saved_tensors
+        equal, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, inputs, weight, None, None, mean, inverse, True, 0.0, [True, True, True]
         )
-        common *= (fractions / -(gradient.shape[2] * gradient.shape[3]))[:, None, None, None]
-        inputs = torch.addcmul(common, gradient, scale[:, None, None])
-        return inputs, sums[1] * inverse, sums[0], None, None, None
+        sums = torch.stack([by_bias, by_weight * inverse])  # of dy, and of dy c / variance
+        area = gradient.shape[2] * gradient.shape[3]
+        lacking = sums / (len(gradient) * area) - fractions[:, None, None] * add_up(sums, ctx.is_shared) / area
+        offset, slope = (weight * inverse * lacking).unbind(dim=1)  # (n, channels) each
+        equal.addcmul_(inputs, slope[:, :, None, None]).add_((offset - slope * mean)[:, :, None, None])
+        return equal, by_weight, by_bias, None, None, None
 
 
 class WeightedBatchNorm2d(nn.BatchNorm2d):

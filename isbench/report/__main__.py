@@ -16,7 +16,7 @@ from isbench.files import RUNS, VERDICTS
 from isbench.report.claims import check, claims_table, findings_json
 from isbench.report.curves import save
 from isbench.report.drawings import DRAWINGS, curves
-from isbench.report.index import render_index
+from isbench.report.index import primary_markdown, render_index
 from isbench.report.inventory import Experiment, experiments
 from isbench.report.load import Runs, load_runs, read_results
 from isbench.report.measures import compare_arms, headline
@@ -89,6 +89,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
         print(f"wrote {out}", flush=True)
     index = results / "index.html"
     index.write_text(render_index(experiments(), results), encoding="utf-8")
+    (results / "primary.md").write_text(primary_markdown(experiments(), results), encoding="utf-8")
     return index
 
 

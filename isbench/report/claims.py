@@ -2,12 +2,13 @@
 
 Ratios are averaged as logs (geometric mean), everything else as it is. Arms are paired with their baseline by seed.
 Curves are interpolated between evaluations and never extrapolated. A claim that holds seconds equal uses only runs that
-had the machine to themselves; only finished runs count, and for a speed-up diverged ones too, as misses.
+had the machine to themselves. A run that diverged ranks worst, a run that misses a target took longer than it ran; both
+count, in the median and its interval from ranks (isbench.report.measures.Sample). isbench.report.verdicts judges.
 """
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, field
 from typing import Any, NamedTuple, Self
 
@@ -19,27 +20,33 @@ from pydantic.dataclasses import dataclass
 from isbench.config import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.load import Runs
-from isbench.report.measures import geometric_interval, ratio_of, t_interval, time_to_target, value_at
-from isbench.report.tables import TIMES, number
+from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
+from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number, p_value
+from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, judge
 
 STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
 EQUAL = "at equal"
+ENOUGH_EVALUATIONS = 15  # after the start: a time to a target is read between two of them
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Claim:
-    """A published number, or the sign of a published difference, and how ours is measured.
+    """A published number, or the side of a published difference, and how ours is measured.
 
     Attributes:
         text: what the paper reports, or what it leaves open.
         quantity: one of QUANTITIES.
         of: what that quantity has to be told besides, by name.
         arm: whose number it is.
-        published: None where the paper has a plot, or its number could not be had; the claim is then the direction.
+        published: None where the paper has a plot, or its number could not be had.
+        margin: what still is the published number: a factor for ratios, else to both sides.
+        smallest: the smallest effect that counts, and with it the side; of what has no neutral value, a threshold.
+            Published where `published` is the same ("at least 20 %"), else our choice for a claim without a number.
+            With neither, nothing is there to be held against.
         baseline: the arm that quantities of two arms compare with.
         axis: what is held equal: seconds, updates, epochs or examples.
         at: where on that axis; None is the end of the budget.
-        is_open: the paper says nothing on it; the verdict is then whether the arm is better than its baseline.
+        primary: the one of its experiment that is counted when chance findings are.
     """
 
     text: str
@@ -47,27 +54,57 @@ class Claim:
     of: dict[str, str | float] = field(default_factory=dict)
     arm: str
     published: float | None = None
+    margin: float | None = None
+    smallest: float | None = None
     baseline: str = "uniform"
     axis: str = "seconds"
     at: float | None = None
-    is_open: bool = False
+    primary: bool = False
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> Self:
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity {self.quantity}: {nearest(self.quantity, QUANTITIES)}")
+        quantity = QUANTITIES[self.quantity]
         try:
-            inspect.signature(QUANTITIES[self.quantity].measure).bind(None, None, self, **self.of)
+            inspect.signature(quantity.measure).bind(None, None, self, **self.of)
         except TypeError as error:
             raise ValueError(f"of: {error}") from None
+        if self.margin is None and self.published is not None and self.published == quantity.neutral:
+            raise ValueError("no effect is published: give the margin within which there is none")
+        if self.margin is None and self.published is not None and quantity.neutral is None:
+            raise ValueError("a published number without a neutral value needs a margin")
+        if self.margin is not None and (self.published is None or self.margin <= quantity.is_ratio):
+            raise ValueError("a margin is around a published number: above 0, of a ratio above 1")
+        if self.smallest is not None and quantity.neutral == self.smallest:
+            raise ValueError("the smallest effect that counts differs from no effect")
+        if self.smallest is not None and self.published not in (None, self.smallest):
+            raise ValueError("published and smallest are the same where both are given: at least so much")
         return self
+
+    def is_upward(self) -> bool:
+        """Say whether the smallest effect that counts lies above no effect, or is a threshold."""
+        neutral = QUANTITIES[self.quantity].neutral
+        return self.smallest is not None and (neutral is None or self.smallest > neutral)
+
+    def allows(self) -> tuple[float, float]:
+        """Return the least and the most that agree with the claim; NaN where it says nothing."""
+        quantity = QUANTITIES[self.quantity]
+        if self.smallest is not None:
+            return (self.smallest, math.inf) if self.is_upward() else (quantity.lowest, self.smallest)
+        if self.published is None:
+            return math.nan, math.nan
+        if quantity.is_ratio:
+            return self.published / (self.margin or 1), self.published * (self.margin or 1)
+        return self.published - (self.margin or 0), self.published + (self.margin or 0)
 
 
 class Run(NamedTuple):
-    """The evaluations and the probe rows of one run."""
+    """The evaluations and the probe rows of one run, and whether it diverged."""
 
     curve: pd.DataFrame
     probed: pd.DataFrame
+    diverged: bool
 
     def end(self, claim: Claim) -> float:
         """Return where on the claim's axis the run is judged when it stands alone."""
@@ -79,38 +116,85 @@ class Run(NamedTuple):
     def last_probed(self) -> pd.DataFrame:
         return self.probed[self.probed["updates"] == self.probed["updates"].max()]
 
+    def is_lost(self, claim: Claim) -> bool:
+        """Say whether the run diverged before it came to where the claim asks."""
+        return self.diverged and (claim.at is None or claim.at > self.curve[UNIT_COLUMNS[claim.axis]].max())
+
+    def acted(self) -> float:
+        """Return the share of updates at which the method acted, NaN where nothing tells it.
+
+        Of records that lack it: a gated sampler that has scored no example has not.
+        """
+        last = self.curve.iloc[-1]
+        acted = last["acted_updates"]
+        if math.isnan(acted) and not math.isnan(last.get("sampler/is_open", math.nan)) and not last["examples_scored"]:
+            return 0.0
+        return float(np.divide(acted, last["updates"]))
+
+    def learned(self) -> float:
+        """Return by how much test error fell from before the first update to the end, NaN where it is unknown."""
+        first, last = self.curve.iloc[0], self.curve.iloc[-1]
+        return math.nan if first["updates"] else float(first["test_error"] - last["test_error"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
     """How a number is had from a run and its baseline of the same seed (`measure`), averaged, judged and written.
 
     Attributes:
-        measure: of a run, the baseline's run (None without one), the claim, and what the claim says in `of`.
+        measure: of a run, the baseline's run (None without one), the claim, and what the claim says in `of`. A number,
+            or bounds of it.
         neutral: its value where there is no effect, None for numbers that are compared as they are.
-        gain: on which side of neutral a method is better: the direction claimed where a paper gives no number.
+        better: on which side a better method lies: 1 above, -1 below, 0 on neither. A diverged run is on the other.
         is_ratio: averaged as a logarithm.
         is_paired: it needs the run of the baseline.
         is_timed: it is made of seconds, whatever is held equal.
-        counts_misses: runs that diverged count, as 0.
+        has_target: it is of when a target is reached, and knows itself what divergence means for it.
         probe: the probe whose rows it is measured on, instead of the evaluations.
         held: how a sentence introduces the claim's axis, nothing where it plays no part.
         scale, unit: how it is written.
     """
 
-    measure: Callable[..., float]
+    measure: Callable[..., float | Bounds]
     neutral: float | None = None
-    gain: int = 1
+    better: int = 1
     is_ratio: bool = False
     is_paired: bool = False
     is_timed: bool = False
-    counts_misses: bool = False
+    has_target: bool = False
     probe: str | None = None
     held: str = ""
     scale: float = 1.0
     unit: str = ""
 
+    @property
+    def lowest(self) -> float:
+        return 0.0 if self.is_ratio else -math.inf
+
     def text(self, value: float) -> str:
         return f"{number(self.scale * value)}{self.unit}"
+
+    def bounds(self, run: Run, baseline: Run | None, claim: Claim) -> Bounds:
+        """Return what is known of the number: a lost run's is the worst, a lost baseline makes it the best."""
+        lost = [each is not None and each.is_lost(claim) for each in (run, baseline)]
+        if any(lost) and not self.has_target:
+            if all(lost) or not self.better:
+                return Bounds(self.lowest, math.inf)
+            place = self.lowest if lost[0] == (self.better > 0) else math.inf
+            return Bounds(place, place)
+        value = self.measure(run, baseline, claim, **claim.of)
+        return value if isinstance(value, Bounds) else Bounds(value, value)
+
+    def scaled(self, value: float) -> float:
+        """Return a number on the scale on which it is averaged."""
+        if not self.is_ratio:
+            return value
+        with np.errstate(divide="ignore"):
+            return float(np.log(value))
+
+    def effect(self, value: float) -> float:
+        """Return a number on that scale, with no effect at 0 where there is one."""
+        return self.scaled(value) - (0.0 if self.neutral is None else self.scaled(self.neutral))
 
 
 def _own(column: str) -> Callable[..., float]:
@@ -140,14 +224,10 @@ def _error_difference(run: Run, baseline: Run, claim: Claim) -> float:
     return 100 * (other - own)
 
 
-def _speedup(run: Run, baseline: Run, claim: Claim) -> float:
-    target = baseline.value("test_error", claim, baseline.end(claim))
-    if math.isnan(target):
-        return math.nan
-    own, other = (
-        time_to_target(each.curve, "test_error", target, UNIT_COLUMNS[claim.axis]) for each in (run, baseline)
-    )
-    return ratio_of(other, own)
+def _speedup(run: Run, baseline: Run, claim: Claim, target: float, column: str = "test_error") -> Bounds:
+    axis = UNIT_COLUMNS[claim.axis]
+    own, other = (time_bounds(each.curve, column, target, axis, each.diverged) for each in (run, baseline))
+    return ratio_bounds(other, own)
 
 
 def _epochs_equivalent(run: Run, baseline: None, claim: Claim) -> float:
@@ -157,6 +237,39 @@ def _epochs_equivalent(run: Run, baseline: None, claim: Claim) -> float:
 
 def _gain_ratio(run: Run, baseline: None, claim: Claim) -> float:
     return run.curve["effective_updates"].iloc[-1] / run.curve["updates"].iloc[-1]
+
+
+def _gain_rise(run: Run, baseline: None, claim: Claim) -> float:
+    """Return the mean gain of the last quarter of the updates over that of the second."""
+    last = run.curve["updates"].max()
+    quarters = np.diff([value_at(run.curve, last * k / 4, "effective_updates", "updates") for k in (1, 2, 3, 4)])
+    return float(quarters[2] / quarters[0])
+
+
+def _alignment(run: Run, baseline: Run, claim: Claim) -> float:
+    """Return the ratio of objectives where both have as many epochs equivalent."""
+    own, other = (
+        each.curve.assign(
+            equivalent=(each.curve["effective_updates"] * (each.curve["epoch"] / each.curve["updates"]).max())
+        )
+        for each in (run, baseline)
+    )
+    place = min(own["equivalent"].max(), other["equivalent"].max())
+    return ratio_of(*(value_at(each, place, "objective", "equivalent") for each in (other, own)))
+
+
+def _audited(run: Run) -> pd.DataFrame:
+    """Return the rows of the probe `gain` at which the method acts; before, there is nothing to gain or to estimate."""
+    return run.probed[run.probed["acts"].astype(bool)]
+
+
+def _gain_accuracy(run: Run, baseline: None, claim: Claim) -> float:
+    looks = _audited(run)
+    return float(np.exp(np.log(looks["estimated"] / looks["true"]).mean()))
+
+
+def _true_gain(run: Run, baseline: None, claim: Claim) -> float:
+    return float(_audited(run)["true"].mean())
 
 
 def _time_overhead(run: Run, baseline: Run, claim: Claim) -> float:
@@ -189,43 +302,86 @@ def _share(run: Run, baseline: None, claim: Claim, first_epoch: float, decile: f
     return float(rows.loc[is_first, "share"].mean())
 
 
+def _share_difference(run: Run, baseline: Run, claim: Claim, first_epoch: float, decile: float) -> float:
+    own, other = (_share(each, None, claim, first_epoch, decile) for each in (run, baseline))
+    return own - other
+
+
+def _variance_ratio(run: Run, baseline: None, claim: Claim, signal: str, reference: str) -> float:
+    return _relative_variance(run, None, claim, signal) / _relative_variance(run, None, claim, reference)
+
+
 QUANTITIES: dict[str, Quantity] = {
-    "test_error": Quantity(measure=_own("test_error"), scale=100, unit="%"),
-    "train_loss": Quantity(measure=_own("train_loss")),
-    "objective": Quantity(measure=_own("objective")),
-    "test_loss": Quantity(measure=_own("test_loss")),
+    "test_error": Quantity(measure=_own("test_error"), better=-1, scale=100, unit="%"),
+    "train_loss": Quantity(measure=_own("train_loss"), better=-1),
+    "objective": Quantity(measure=_own("objective"), better=-1),
+    "test_loss": Quantity(measure=_own("test_loss"), better=-1),
     "objective_ratio": _ratio("objective"),
     "train_loss_ratio": _ratio("train_loss"),
     "test_error_ratio": _ratio("test_error"),
     "test_error_difference": Quantity(measure=_error_difference, neutral=0, is_paired=True, held=EQUAL, unit=" points"),
     "speedup": Quantity(
-        measure=_speedup, neutral=1, is_ratio=True, is_paired=True, counts_misses=True, held="in", unit=TIMES
+        measure=_speedup, neutral=1, is_ratio=True, is_paired=True, has_target=True, held="in", unit=TIMES
     ),
     "epochs_equivalent": Quantity(measure=_epochs_equivalent),
     "gain_ratio": Quantity(measure=_gain_ratio, neutral=1, is_ratio=True),
-    "time_overhead": Quantity(measure=_time_overhead, is_paired=True, is_timed=True, scale=100, unit="%"),
-    "correlation": Quantity(measure=_correlation, neutral=0, probe="scores"),
+    "gain_rise": Quantity(measure=_gain_rise, neutral=1, is_ratio=True, unit=TIMES),
+    "gain_accuracy": Quantity(measure=_gain_accuracy, neutral=1, better=0, is_ratio=True, probe="gain", unit=TIMES),
+    "true_gain": Quantity(measure=_true_gain, neutral=1, is_ratio=True, probe="gain"),
+    "alignment": Quantity(measure=_alignment, neutral=1, is_ratio=True, is_paired=True, unit=TIMES),
+    "time_overhead": Quantity(
+        measure=_time_overhead, neutral=0, better=-1, is_paired=True, is_timed=True, scale=100, unit="%"
+    ),
+    "correlation": Quantity(measure=_correlation, probe="scores"),
     "squared_error_ratio": Quantity(measure=_squared_error_ratio, neutral=1, is_ratio=True, probe="scores", unit=TIMES),
     "relative_variance": Quantity(
-        measure=_relative_variance, neutral=1, gain=-1, is_ratio=True, probe="gradient_variance"
+        measure=_relative_variance, neutral=1, better=-1, is_ratio=True, probe="gradient_variance"
     ),
-    "share": Quantity(measure=_share, probe="loss_patterns", scale=100, unit="%"),
+    "variance_ratio": Quantity(
+        measure=_variance_ratio, neutral=1, better=0, is_ratio=True, probe="gradient_variance", unit=TIMES
+    ),
+    "share": Quantity(measure=_share, better=0, probe="loss_patterns", scale=100, unit="%"),
+    "share_difference": Quantity(
+        measure=_share_difference,
+        neutral=0,
+        better=0,
+        is_paired=True,
+        probe="loss_patterns",
+        scale=100,
+        unit=" points",
+    ),
 }
-OPEN = {"reproduced": "better", "opposite sign": "worse", "not reproduced": "no difference shown"}  # claims of no paper
+
+
+class Measured(NamedTuple):
+    """The values of a claim by (data set, model, seed), and what they are from.
+
+    `arms` and `baselines` are the runs behind them. Of the runs involved, `unusable` shared the machine. At `misses` of
+    the seeds a run did not reach the target, at `diverged` of them a run diverged before it had a value.
+    """
+
+    values: dict[tuple[str, str, int], Bounds]
+    arms: list[Run]
+    baselines: list[Run]
+    involved: pd.DataFrame
+    unusable: int
+    misses: int
+    diverged: int
 
 
 class Finding(NamedTuple):
-    """What our runs say on a claim. The bounds are NaN below two seeds, and where a run missed its target.
+    """What our runs say on a claim.
 
-    `misses` of the n seeds never reached the target of a speed-up, which makes its mean 0.
+    At `misses` of the n seeds an arm did not reach its target, at `diverged` of them a run diverged, and ranks worst.
+    `p` is NaN where no interval judges.
     """
 
     claim: Claim
-    value: float
-    low: float
-    high: float
+    centre: Centre
     n: int
     misses: int
+    diverged: int
+    p: float
     verdict: str
     sentence: str
 
@@ -236,70 +392,128 @@ class Finding(NamedTuple):
     def ours(self) -> str:
         """Write our number with its interval."""
         if not self.n:
-            return "\N{EN DASH}"
-        if self.misses:
-            return f"0{TIMES} ({self.misses} of {self.n} never get there)"
-        low, high = (number(self.quantity.scale * bound) for bound in (self.low, self.high))
-        return self.quantity.text(self.value) + ("" if math.isnan(self.low) else f" [{low}, {high}]")
+            return DASH
+        text, centre = self.quantity.text, self.centre
+        if centre.least == centre.most:
+            value = text(centre.least)
+        elif centre.least == self.quantity.lowest:
+            value = "unknown" if math.isinf(centre.most) else f"below {text(centre.most)}"
+        else:
+            value = f"above {text(centre.least)}"
+        low, high = (number(self.quantity.scale * bound) for bound in (centre.low, centre.high))
+        interval = "" if math.isnan(centre.low) else f" [{low}, {high}]"
+        if not centre.is_median:
+            return value + interval
+        level = f" ({100 * centre.level:.4g} %)" if interval else ""
+        counts = [f"{count} {what}" for count, what in ((self.misses, "missed"), (self.diverged, "diverged")) if count]
+        return f"median {value}{interval}{level}, {' and '.join(counts)} of {self.n} seeds"
 
     def arms(self) -> str:
         """Name the arm, and what it is compared with."""
         return self.claim.arm + (f" against {self.claim.baseline}" if self.quantity.is_paired else "")
 
     def published(self) -> str:
-        """Write the published number."""
-        return "\N{EN DASH}" if self.claim.published is None else self.quantity.text(self.claim.published)
+        """Write what ours is held against."""
+        claim, text = self.claim, self.quantity.text
+        if claim.smallest is not None:
+            side = "at least" if claim.is_upward() else "at most"
+            direction = "" if claim.published is not None else "direction, "
+            return f"{direction}{side} {text(claim.smallest)}"
+        if claim.published is None:
+            return DASH
+        size = text(claim.published)
+        if claim.margin is None:
+            return size
+        if self.quantity.is_ratio:
+            return f"{size} within a factor of {claim.margin:g}"
+        return f"{size} {PLUS_MINUS} {number(self.quantity.scale * claim.margin, 2)}"
+
+
+def measure(claim: Claim, runs: Runs) -> Measured:
+    """Measure a claim on every seed that has what it needs."""
+    quantity = QUANTITIES[claim.quantity]
+    is_timed = quantity.is_timed or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
+    involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
+    usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
+    ended = usable[usable["status"].isin(ENDED)]
+    arms = _by_seed(runs, ended[ended["arm"].eq(claim.arm)], quantity.probe)
+    baselines = _by_seed(runs, ended[ended["arm"].eq(claim.baseline)], quantity.probe) if quantity.is_paired else {}
+    values = {
+        key: quantity.bounds(run, baselines.get(key), claim)
+        for key, run in arms.items()
+        if key in baselines or not quantity.is_paired
+    }
+    known = {key: bounds for key, bounds in values.items() if not math.isnan(bounds.least)}
+    not_known = [key for key, (least, most) in known.items() if least != most or least in (quantity.lowest, math.inf)]
+    diverged = sum(arms[key].diverged or (key in baselines and baselines[key].diverged) for key in not_known)
+    return Measured(
+        values=known,
+        arms=[arms[key] for key in known],
+        baselines=[baselines[key] for key in known if key in baselines],
+        involved=involved,
+        unusable=len(involved) - len(usable),
+        misses=len(not_known) - diverged,
+        diverged=diverged,
+    )
 
 
 def check(claim: Claim, runs: Runs) -> Finding:
-    """Measure a claim on every seed that has what it needs, and judge it."""
+    """Measure a claim, and judge it."""
+    quantity, measured = QUANTITIES[claim.quantity], measure(claim, runs)
+    sample = Sample(list(measured.values.values()), quantity.is_ratio)
+    centre = sample.centre()
+    evidence = _evidence(claim, measured, centre)
+    verdict = judge(evidence)
+    p = _p(claim, evidence, sample) if verdict in JUDGED else math.nan
+    finding = Finding(claim, centre, sample.n, measured.misses, measured.diverged, p, verdict, "")
+    return finding._replace(sentence=_sentence(finding, measured))
+
+
+def _is_too_coarse(claim: Claim, measured: Measured) -> bool:
+    """Say whether a target is looked for between too few evaluations."""
+    whole = [run for run in (*measured.arms, *measured.baselines) if not run.diverged]
+    counts = [(run.curve["updates"] > 0).sum() for run in whole]
+    return QUANTITIES[claim.quantity].has_target and min(counts, default=ENOUGH_EVALUATIONS) < ENOUGH_EVALUATIONS
+
+
+def _evidence(claim: Claim, measured: Measured, centre: Centre) -> Evidence:
     quantity = QUANTITIES[claim.quantity]
-    is_timed = quantity.is_timed or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
-    statuses = ENDED if quantity.counts_misses else ("finished",)
-    involved = runs.runs[runs.runs["arm"].isin([claim.arm, *([claim.baseline] if quantity.is_paired else [])])]
-    usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
-    arms = _by_seed(runs, usable[usable["arm"].eq(claim.arm) & usable["status"].isin(statuses)], quantity.probe)
-    finished = usable[usable["arm"].eq(claim.baseline) & usable["status"].eq("finished")]
-    baselines = _by_seed(runs, finished, None) if quantity.is_paired else dict.fromkeys(arms)
-    values = np.array(
-        [quantity.measure(run, baselines[key], claim, **claim.of) for key, run in arms.items() if key in baselines]
+    is_interval = len(measured.values) > 1 and centre.level >= 0.95
+    bounds = (centre.low, centre.high) if is_interval else (quantity.lowest, math.inf)
+    allowed = (math.nan, math.nan) if _is_too_coarse(claim, measured) else claim.allows()
+    published = math.nan if claim.published is None else claim.published
+    low, high, least, most, size = (quantity.effect(value) for value in (*bounds, *allowed, published))
+    if quantity.neutral is not None and most < 0:  # turned, so that what is claimed lies above no effect
+        low, high, least, most, size = -high, -low, -most, -least, -size
+    is_of_method = quantity.neutral is not None and quantity.probe is None
+    is_of_learning = quantity.is_paired and not quantity.is_timed and quantity.probe is None
+    return Evidence(
+        n=len(measured.values),
+        is_shared=measured.unusable > 0,
+        acted=_mean(run.acted() for run in measured.arms) if is_of_method else math.nan,
+        learned=_mean(run.learned() for run in measured.baselines) if is_of_learning else math.nan,
+        low=low - ROUNDING,
+        high=high + ROUNDING,
+        least=least,
+        most=most,
+        published=size,
+        has_neutral=quantity.neutral is not None,
     )
-    values = values[~np.isnan(values)]
-    if quantity.is_ratio:
-        value, low, high = geometric_interval(values)
-    else:
-        value, half_width, _ = t_interval(values)
-        low, high = value - half_width, value + half_width
-    left_out = {
-        "did not count (diverged, failed or unfinished)": (~involved["status"].isin(statuses)).sum(),
-        "shared the machine": len(involved) - len(usable),
-    }
-    misses = int((values == 0).sum()) if quantity.counts_misses else 0
-    verdict = judge(quantity, claim.published, low, high, len(values))
-    verdict = OPEN.get(verdict, verdict) if claim.is_open else verdict
-    if not len(values) and left_out["shared the machine"]:
-        verdict = "not timed"
-    finding = Finding(claim, value, low, high, len(values), misses, verdict, "")
-    return finding._replace(sentence=_sentence(finding, involved, left_out))
 
 
-def judge(quantity: Quantity, published: float | None, low: float, high: float, n: int) -> str:
-    """Return the verdict that the interval [low, high] of n seeds allows."""
-    if n < 2:
-        return "one seed" if n else "not run"
-    if quantity.neutral is None or published == quantity.neutral:
-        if published is None:
-            return "no number published"
-        return "agrees" if low <= published <= high else "differs"
-    # Mirrored where the published effect lies below neutral, so that more effect is always more.
-    sign = quantity.gain if published is None else math.copysign(1, published - quantity.neutral)
-    least, most = sorted((sign * (low - quantity.neutral), sign * (high - quantity.neutral)))
-    if most < 0:
-        return "opposite sign"
-    if not least > 0:  # NaN bounds included: a miss is no effect shown
-        return "not reproduced"
-    is_reached = published is None or most >= abs(published - quantity.neutral)
-    return "reproduced" if is_reached else "same direction, smaller"
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _p(claim: Claim, evidence: Evidence, sample: Sample) -> float:
+    """Return the two-sided p of no effect, or for a range and a number of lying on the edge of what agrees with it."""
+    quantity = QUANTITIES[claim.quantity]
+    if evidence.about in (RANGE, NUMBER) or quantity.neutral is None:
+        least, most = claim.allows()
+        inside = max(sample.p_beyond(least, 1), sample.p_beyond(most, -1))
+        return min(1.0, 2 * min(inside, sample.p_beyond(least, -1), sample.p_beyond(most, 1)))
+    return min(1.0, 2 * min(sample.p_beyond(quantity.neutral, side) for side in (1, -1)))
 
 
 def _by_seed(runs: Runs, chosen: pd.DataFrame, probe: str | None) -> dict[tuple[str, str, int], Run]:
@@ -309,21 +523,29 @@ def _by_seed(runs: Runs, chosen: pd.DataFrame, probe: str | None) -> dict[tuple[
         curve = runs.rows[runs.rows["run_id"] == run["run_id"]]
         probed = runs.probes[runs.probes["run_id"] == run["run_id"]]
         if len(probed if probe else curve):
-            found[run["dataset"], run["model"], run["seed"]] = Run(curve, probed)
+            found[run["dataset"], run["model"], run["seed"]] = Run(curve, probed, run["status"] == "diverged")
     return found
 
 
-def _sentence(finding: Finding, involved: pd.DataFrame, left_out: dict[str, int]) -> str:
-    claim = finding.claim
+def _sentence(finding: Finding, measured: Measured) -> str:
+    claim, involved = finding.claim, measured.involved
     text = claim.text if f"({claim.arm})" in claim.text else f"{claim.text} ({finding.arms()})"
+    left_out = {
+        "did not count (failed or unfinished)": (~involved["status"].isin(ENDED)).sum(),
+        "shared the machine": measured.unusable,
+    }
     without = ", ".join(f"{count} of {len(involved)} runs {why}" for why, count in left_out.items() if count)
     if not finding.n:
         return f"{text}: {finding.verdict}{f' ({without})' if without else ''}."
     place = "" if claim.at is None else f" ({claim.at:g})"
     held = f" {finding.quantity.held} {claim.axis}{place}" if finding.quantity.held else ""
-    setting = f"On {setting_of(involved, finding.n)}: {text}: {finding.ours()}{held}"
-    published = f", published {finding.published()}" if claim.published is not None else ""
+    goal = number(float(claim.of["target"])) if "column" in claim.of else f"{float(claim.of.get('target', 0)):.1%}"
+    target = f" ({goal})" if finding.quantity.has_target else ""
+    setting = f"On {setting_of(involved, finding.n)}: {text}{target}: {finding.ours()}{held}"
+    published = "" if finding.published() == DASH else f", published: {finding.published()}"
     verdict = "one seed, no interval" if finding.verdict == "one seed" else finding.verdict
+    if _is_too_coarse(claim, measured):
+        verdict += f", from fewer than {ENOUGH_EVALUATIONS} evaluations"
     return f"{setting}{published}: {verdict}.{f' {without}.' if without else ''}"
 
 
@@ -348,11 +570,12 @@ def claims_table(findings: list[Finding]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "claim": finding.claim.text,
+                "claim": finding.claim.text + (" (primary)" if finding.claim.primary else ""),
                 "arms": finding.arms(),
                 "published": finding.published(),
                 "ours [95 %]": finding.ours(),
                 "n": str(finding.n),
+                "p": p_value(finding.p),
                 "verdict": finding.verdict,
             }
             for finding in findings
@@ -365,9 +588,11 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
     return [
         {
             **asdict(finding.claim),
-            **{key: _plain(getattr(finding, key)) for key in ("value", "low", "high")},
+            **{key: _plain(getattr(finding.centre, key)) for key in ("value", "low", "high", "level")},
             "n": finding.n,
             "misses": finding.misses,
+            "diverged": finding.diverged,
+            "p": _plain(finding.p),
             "arms": finding.arms(),
             "ours": finding.ours(),
             "reported": finding.published(),

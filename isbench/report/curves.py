@@ -1,8 +1,9 @@
 """Learning curves, twice from the same numbers: matplotlib for paper and README, plotly for the page.
 
-A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. Means stop
-where the first seed stops. A run that shared the machine is not drawn against seconds. Colours are from Wong's (Nature
-Methods 2011) and Tol's colour-blind safe sets, fixed per sampler; a dash tells apart those whose colours are close.
+A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. An arm of one
+seed has no mean: it is drawn with open marks. Means stop where the first seed stops. A run that shared the machine is
+not drawn against seconds. Colours are from Wong's (Nature Methods 2011) and Tol's colour-blind safe sets, fixed per
+sampler; a dash tells apart those whose colours are close.
 """
 
 from collections.abc import Callable, Iterable
@@ -70,6 +71,7 @@ class Column(NamedTuple):
 
 ERROR = Column("test_error", "Test error (%)", 100.0)
 LOSS = Column("train_loss", "Train loss")
+OBJECTIVE = Column("objective", "Objective")
 SECONDS = Column("train_seconds", "Training time (s)")
 EPOCHS = Column("epoch", "Epochs trained")
 
@@ -123,6 +125,11 @@ def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, i
     intervals = np.array([t_interval(column)[:2] for column in values.T]).reshape(-1, 2)
     mean, half_width = intervals.T
     return Band(grid, mean, np.maximum(mean - half_width, floor), mean + half_width)
+
+
+def is_single(mean: Band) -> bool:
+    """Say whether a mean is of one seed."""
+    return bool(len(mean.x) and np.isnan(mean.low).all())
 
 
 class Comparison(NamedTuple):
@@ -195,7 +202,14 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
 def draw_band(
     panel: Axes, name: str, seeds: list[pd.DataFrame], mean: Band, x: Column, y: Column, style: Style
 ) -> None:
-    """Draw a mean with its band, and the seeds as thin lines."""
+    """Draw a mean with its band, and the seeds as thin lines; or one seed with open marks."""
+    if is_single(mean):
+        marks: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "none", "linewidth": 0.7}
+        marks |= {"color": style.colour, "linestyle": style.dash}
+        for place, curve in enumerate(seeds):
+            label = "_" if place else f"{name}, one seed"
+            panel.plot(curve[x.column], curve[y.column] * y.scale, label=label, **marks)
+        return
     for curve in seeds:
         panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)
     panel.fill_between(mean.x, mean.low, mean.high, color=style.colour, alpha=0.14, linewidth=0)
@@ -211,9 +225,22 @@ def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> 
     }
     with rc_context(MATPLOTLIB):
         figure, data = drawing(runs)
+        _settle(figure)
         for name in formats:
             figure.savefig(stem.with_suffix(f".{name}"), dpi=160, metadata=dates[name])
     return data
+
+
+def _settle(figure: Figure) -> None:
+    """Lay a figure out, then round where its parts are: the solver does not repeat the last bits."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts = list(figure.subfigs)
+    for part in parts:
+        parts += part.subfigs
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+    for panel in figure.axes:
+        panel.set_position(np.round(panel.get_position().bounds, 6).tolist())
 
 
 def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:
@@ -253,16 +280,13 @@ def _traces(comparison: Comparison, arm: str, x: Column, y: Column, style: Style
     outline = {"x": there_and_back, "y": np.concatenate([middle.high, middle.low[::-1]])}
     line = {"color": style.colour, "dash": PLOTLY_DASH[style.dash], "width": 2.4}
     thin_line = {"color": style.colour, "width": 0.8}
+    points = {"x": middle.x.round(4), "y": middle.mean, "customdata": spread, "mode": "lines", "line": line}
+    if is_single(middle):
+        points = {"x": thin[x.column], "y": thin[y.column] * y.scale, "mode": "markers"}
+        points["marker"] = {"symbol": "circle-open", "color": style.colour, "size": 7}
+        mean = mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ", one seed")
     return [
         go.Scatter(outline, fill="toself", fillcolor=style.colour, opacity=0.13, line={"width": 0}, **quiet),
         go.Scatter(x=thin[x.column], y=thin[y.column] * y.scale, line=thin_line, opacity=0.28, **quiet),
-        go.Scatter(
-            x=middle.x.round(4),
-            y=middle.mean,
-            customdata=spread,
-            mode="lines",
-            line=line,
-            name=arm,
-            hovertemplate=mean if len(seeds) > 1 else mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ""),
-        ),
+        go.Scatter(points, name=arm, hovertemplate=mean),
     ]

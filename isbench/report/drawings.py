@@ -19,12 +19,14 @@ from isbench.report.curves import (
     ERROR,
     INK,
     LOSS,
+    OBJECTIVE,
     SECONDS,
     Band,
     Column,
     Comparison,
     Drawing,
     Drawn,
+    Style,
     band,
     comparisons,
     draw_band,
@@ -43,58 +45,86 @@ SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
-    """Test error and train loss against epochs, and against seconds where all arms were timed; per data and model."""
+    """Test error, train loss and objective against epochs, and seconds where all arms were timed."""
+    return _stacked(runs, _draw_curves)
+
+
+def overhead_and_gain(runs: Runs) -> Drawn:
+    """What a method gains per update and what it costs, and the objective against epochs equivalent (RAIS, Figure 4).
+
+    Gain and overhead are averages between consecutive evaluations, overhead over uniform with the same seed.
+    """
+    return _stacked(runs, _draw_gains)
+
+
+def curves_and_gain(runs: Runs) -> Drawn:
+    """The curves, and below them what a method gains and costs (RAIS, Figures 3 and 4)."""
+    return _stacked(runs, _draw_curves, _draw_gains)
+
+
+def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
+    """Draw each comparison in each way, one below the other."""
     found, style_of = comparisons(runs), styles(runs.runs["arm"])
-    places = [(SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,) for comparison in found]
-    heights = [2.8 * len(place) for place in places] or [2.8]
-    figure = Figure(figsize=(7.6, sum(heights)), layout="constrained")
+    rows = [(drawing, comparison) for comparison in found for drawing in drawings]
+    heights = [2.8 * (len(_axes(comparison)) if drawing is _draw_curves else 1) for drawing, comparison in rows] or [
+        2.8
+    ]
+    columns = max((len(_columns(comparison)) for comparison in found), default=2)
+    figure = Figure(figsize=(3.8 * (3 if _draw_gains in drawings else columns), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    for part, comparison, place in zip(parts, found, places, strict=False):
-        panels = part.subplots(len(place), 2, squeeze=False)
-        for axes, x in zip(panels, place, strict=True):
-            for panel, y in zip(axes, (ERROR, LOSS), strict=True):
-                draw_comparison(panel, comparison, x, y, style_of)
-        untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
-        part.suptitle(comparison.title + untimed, fontweight="bold")
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
     tables = [
-        _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(
-            dataset=comparison.dataset, model=comparison.model, arm=arm
-        )
-        for comparison, place in zip(found, places, strict=True)
-        for x in place
-        for y in (ERROR, LOSS)
-        for arm in comparison.arms
+        table.assign(dataset=comparison.dataset, model=comparison.model)
+        for part, (drawing, comparison) in zip(parts, rows, strict=False)
+        for table in drawing(part, comparison, style_of)
     ]
     return figure, _joined(tables, ["dataset", "model", "arm"])
 
 
-def overhead_and_gain(runs: Runs) -> Drawn:
-    """What a method gains per update and what it costs, and loss against epochs equivalent (RAIS, Figure 4).
+def _columns(comparison: Comparison) -> tuple[Column, ...]:
+    """Return what is drawn: the objective only where it was recorded."""
+    return (ERROR, LOSS, OBJECTIVE) if comparison.rows["objective"].notna().any() else (ERROR, LOSS)
 
-    Gain and overhead are averages between consecutive evaluations, overhead over uniform with the same seed.
-    """
-    found, style_of = comparisons(runs), styles(runs.runs["arm"])
-    figure = Figure(figsize=(7.6, 2.8 * max(1, len(found))), layout="constrained")
-    panels = figure.subplots(max(1, len(found)), 3, squeeze=False)
-    tables = []
-    for axes, comparison in zip(panels, found, strict=False):
-        for arm, seeds in comparison.arms.items():
-            paced = list(map(_paced, seeds))
-            for panel, y, lines, x in (
-                (axes[0], GAIN, paced, EPOCHS),
-                (axes[1], OVERHEAD, list(_overheads(comparison, arm)), EPOCHS),
-                (axes[2], LOSS, paced, EQUIVALENT),
-            ):
-                if arm != "uniform" or y is LOSS:
-                    mean = band(lines, x, y, 0.0 if y is LOSS else -np.inf)
-                    draw_band(panel, arm, lines, mean, x, y, style_of[arm])
-                    tables.append(_band_table(mean, x, y, len(lines)).assign(title=comparison.title, arm=arm))
-                panel.set(xlabel=x.label, ylabel=y.label)
-        axes[1].set_title(comparison.title, fontweight="bold")
-        axes[2].legend()
-    return figure, _joined(tables, ["title", "arm"])
+
+def _axes(comparison: Comparison) -> tuple[Column, ...]:
+    return (SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,)
+
+
+def _draw_curves(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
+    places, columns = _axes(comparison), _columns(comparison)
+    panels = part.subplots(len(places), len(columns), squeeze=False)
+    for axes, x in zip(panels, places, strict=True):
+        for panel, y in zip(axes, columns, strict=True):
+            draw_comparison(panel, comparison, x, y, style_of)
+    untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
+    part.suptitle(comparison.title + untimed, fontweight="bold")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
+    return [
+        _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(arm=arm)
+        for x, y, arm in product(places, columns, comparison.arms)
+    ]
+
+
+def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
+    axes, tables = part.subplots(1, 3), []
+    goal = OBJECTIVE if OBJECTIVE in _columns(comparison) else LOSS
+    for arm, seeds in comparison.arms.items():
+        paced = list(map(_paced, seeds))
+        for panel, y, lines, x in (
+            (axes[0], GAIN, paced, EPOCHS),
+            (axes[1], OVERHEAD, list(_overheads(comparison, arm)), EPOCHS),
+            (axes[2], goal, paced, EQUIVALENT),
+        ):
+            if arm != "uniform" or y is goal:
+                mean = band(lines, x, y, 0.0 if y is goal else -np.inf)
+                draw_band(panel, arm, lines, mean, x, y, style_of[arm])
+                tables.append(_band_table(mean, x, y, len(lines)).assign(arm=arm))
+            panel.set(xlabel=x.label, ylabel=y.label)
+    if not axes[1].lines:
+        axes[1].text(0.5, 0.5, "not timed", ha="center", va="center", transform=axes[1].transAxes)
+    axes[1].set_title(comparison.title, fontweight="bold")
+    axes[2].legend()
+    return tables
 
 
 def gradient_variance(runs: Runs) -> Drawn:
@@ -282,5 +312,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("per example ", "")
 
 
-_ALL = (curves, overhead_and_gain, gradient_variance, loss_patterns, score_scatter, probability_scatter, examples)
+_ALL = (
+    curves,
+    overhead_and_gain,
+    curves_and_gain,
+    gradient_variance,
+    loss_patterns,
+    score_scatter,
+    probability_scatter,
+    examples,
+)
 DRAWINGS: dict[str, Drawing] = {drawing.__name__: drawing for drawing in _ALL}

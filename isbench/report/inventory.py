@@ -5,14 +5,15 @@ and of Claim, as a text: Hydra then has nothing to compose, and no run knows of 
 holds for it too, field by field. Numbers are those that the papers print.
 """
 
+import math
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from isbench.config import config_folder
@@ -75,6 +76,16 @@ class Experiment:
     needs: str = ""
     remarks: Annotated[str, BeforeValidator(_joined)] = ""
 
+    @model_validator(mode="after")
+    def _has_one_primary_claim_and_one_target(self) -> Self:
+        judged = [claim for claim in self.claims if not math.isnan(claim.allows()[0])]
+        primary = [claim.text for claim in judged if claim.primary]
+        if len(primary) != bool(judged) or any(claim.primary for claim in self.claims if claim not in judged):
+            raise ValueError(f"one of the claims that can be judged is primary, not {len(primary)}")
+        if len({claim.of["target"] for claim in self.claims if "target" in claim.of}) > 1:
+            raise ValueError("an experiment has one target for all its claims")
+        return self
+
 
 @cache
 def experiments() -> tuple[Experiment, ...]:
@@ -108,7 +119,7 @@ def read(path: Path) -> Experiment:
         first = error.errors()[0]
         claims = list(said.get("claims", ()))
         keys = (claims[key] if isinstance(key, int) else key for key in first["loc"])
-        raise ConfigError(f"{path.name}: about.{'.'.join(keys)}: {first['msg'].lower()}") from None
+        raise ConfigError(f"{path.name}: {'.'.join(['about', *keys])}: {first['msg'].lower()}") from None
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ SETTINGS = (
 )
 PROVENANCE = ("provenance", "checksum", "num_examples")
 MACHINE = "git_commit git_dirty isbench python torch torch_threads os cpu logical_cores gpu shared_gpu".split()
-YOUNG = ("objective",)  # columns that results collected before they were recorded lack
+YOUNG = ("objective", "acted_updates")  # columns that results collected before they were recorded lack
 ROW_TYPES = {"seed": "int64", **dict.fromkeys(COLUMNS, float)}
 RUN_TYPES = {
     **{"seed": "int64", "attempts": "int64", "seconds": float, "alone": bool},

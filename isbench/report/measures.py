@@ -1,8 +1,9 @@
 """What the curves say: values at equal seconds, seconds to a target, speed-up over a baseline, with intervals.
 
 Curves are interpolated linearly between evaluations and never extrapolated. All methods are compared within one data
-set and model, paired by seed. A run that misses the target has infinite seconds to it: it is counted, never dropped.
-Intervals are Student-t at 95 % over seeds; those of speed-ups are taken on log ratios.
+set and model, paired by seed. A run that misses the target is counted, never dropped: its time is at least what it ran.
+Intervals are Student-t at 95 % over seeds, of ratios on their logs. Where a value is known by bounds alone, or a run
+diverged, they are those of the median, from ranks.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from isbench.recording.record import ENDED
 from isbench.report.load import Runs
@@ -27,8 +28,87 @@ class Interval(NamedTuple):
     n: int
 
 
+class Bounds(NamedTuple):
+    """The least and the most that a value can be: equal where it is known."""
+
+    least: float
+    most: float
+
+
+UNKNOWN = Bounds(float("nan"), float("nan"))
+
+
+class Centre(NamedTuple):
+    """A mean, or a median, with its interval at `level` (NaN below two values)."""
+
+    least: float
+    most: float
+    low: float
+    high: float
+    level: float
+    is_median: bool = False
+
+    @property
+    def value(self) -> float:
+        """The centre where it is known, else NaN."""
+        return self.least if self.least == self.most else float("nan")
+
+
+class Sample:
+    """Values of one quantity over seeds, each between bounds; those that are NaN are left out.
+
+    Where all are known, the centre is their mean and the interval Student's, of ratios on logs. Else it is the median,
+    with the narrowest interval between order statistics that reaches 95 %; below six values the widest, at its level.
+    """
+
+    def __init__(self, values: Sequence[tuple[float, float]], is_ratio: bool = False) -> None:
+        known = np.array(values, dtype=float).reshape(-1, 2)
+        self.is_ratio = is_ratio
+        self.least, self.most = self._scaled(known[~np.isnan(known).any(axis=1)]).T
+        self.is_known = bool(np.isfinite(self.least).all() and (self.least == self.most).all())
+        self.n = len(self.least)
+
+    def centre(self, level: float = 0.95) -> Centre:
+        if self.is_known:
+            mean, half_width, _ = t_interval(self.least, level)
+            least = most = mean
+            low, high = mean - half_width, mean + half_width
+        else:
+            lower, upper = np.sort(self.least), np.sort(self.most)
+            first, second = (self.n - 1) // 2, self.n // 2
+            if np.isinf(lower[first]) or np.isinf(upper[second]):
+                least, most = lower[first], upper[second]  # between which any median of theirs lies
+            else:
+                least, most = (lower[first] + lower[second]) / 2, (upper[first] + upper[second]) / 2
+            levels = [float(1 - 2 * bdtr(depth, self.n, 0.5)) for depth in range((self.n + 1) // 2)]
+            depth = max((depth for depth, reached in enumerate(levels) if reached >= level), default=0)
+            low, high = (lower[depth], upper[-1 - depth]) if self.n > 1 else (np.nan, np.nan)
+            level = levels[depth]
+        if self.is_ratio:
+            least, most, low, high = np.exp((least, most, low, high))
+        return Centre(float(least), float(most), float(low), float(high), level, not self.is_known)
+
+    def p_beyond(self, bound: float, side: int) -> float:
+        """Return the one-sided p of the centre lying above `bound` (side 1) or below (-1), by t or by signs."""
+        place = float(self._scaled(np.array(bound)))
+        if self.n < 2:
+            return float("nan")
+        if not self.is_known:
+            beyond = self.least > place if side > 0 else self.most < place
+            return float(bdtr(self.n - np.count_nonzero(beyond), self.n, 0.5))
+        difference, error = side * (self.least.mean() - place), self.least.std(ddof=1) / np.sqrt(self.n)
+        return float(stdtr(self.n - 1, -difference / error)) if error else float(difference <= 0)
+
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log(values) if self.is_ratio else values
+
+
 class Speedup(NamedTuple):
-    """Baseline seconds over method seconds, paired by seed. The bounds are NaN unless every ratio is in (0, inf)."""
+    """Baseline seconds over method seconds, paired by seed. The bounds are NaN where the seeds carry no 95 % interval.
+
+    `ratio` is NaN where misses leave it unknown.
+    """
 
     ratio: float
     low: float
@@ -73,41 +153,37 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series, level: float = 
     return Interval(float(known.mean()), float(quantile * known.std(ddof=1) / np.sqrt(n)), n)
 
 
-def geometric_interval(ratios: Sequence[float] | np.ndarray | pd.Series) -> tuple[float, float, float]:
-    """Return the geometric mean and the bounds of its Student-t interval on logs, NaN unless all are in (0, inf).
-
-    The mean of ratios among which is a 0 is 0, or infinity where one is infinite; where both are, it is NaN.
-    """
-    known = np.asarray(ratios, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(known[~np.isnan(known)])
-        centre = float(logs.mean()) if len(logs) else float("nan")
-    half_width = t_interval(logs).half_width if np.isfinite(logs).all() else float("nan")
-    low, high = np.exp((centre - half_width, centre + half_width)) if np.isfinite(half_width) else (np.nan, np.nan)
-    return float(np.exp(centre)), float(low), float(high)
+def time_bounds(curve: pd.DataFrame, column: str, target: float, axis: str, diverged: bool) -> Bounds:
+    """Return bounds of where `column` falls to a target: after the end for a miss, never after divergence."""
+    reached = time_to_target(curve, column, target, axis)
+    if np.isinf(reached) and not diverged:
+        return Bounds(float(curve[axis].max()), reached)
+    return Bounds(reached, reached)
 
 
 def ratio_of(baseline: float, method: float) -> float:
-    """Return baseline / method of two times to a target: 0 and infinity for a miss of one, NaN where both miss.
-
-    Equal times are a ratio of 1 also at 0 / 0: both stand at the target from their first evaluation.
-    """
+    """Return baseline / method; 1 where they are equal, also at 0 / 0, and infinity over 0."""
     if baseline == method:
-        return 1.0 if np.isfinite(method) else float("nan")
+        return 1.0
     return float(np.divide(baseline, method)) if method else float("inf")
 
 
-def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
-    """Compare seconds to the target, both indexed by seed: the geometric mean of baseline / method over common seeds.
+def ratio_bounds(baseline: Bounds, method: Bounds) -> Bounds:
+    """Return the bounds of baseline / method from those of two times."""
+    if np.isnan(baseline.least) or np.isnan(method.least):
+        return UNKNOWN
+    least = 0.0 if np.isinf(method.most) else ratio_of(baseline.least, method.most)
+    return Bounds(least, float("inf") if np.isinf(baseline.most) else ratio_of(baseline.most, method.least))
 
-    A method that misses where the baseline arrives has ratio 0, and so has the mean; the reverse gives infinity. Where
-    both miss, or the two cases mix, nothing is known of the mean and it is NaN.
-    """
+
+def speedup_over(baseline_times: pd.Series, method_times: pd.Series) -> Speedup:
+    """Compare bounds of the seconds to the target, both indexed by seed, over their common seeds."""
     pairs = pd.concat([baseline_times, method_times], axis=1, join="inner", keys=["baseline", "method"]).dropna()
-    baseline, method = pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float)
-    ratios = np.array(list(map(ratio_of, baseline, method)))
-    ratio, low, high = (np.nan,) * 3 if np.isnan(ratios).any() else geometric_interval(ratios)
-    return Speedup(ratio, low, high, len(pairs), int(np.isinf(baseline).sum()))
+    sample = Sample([ratio_bounds(*pair) for pair in pairs.itertuples(index=False)], is_ratio=True)
+    centre = sample.centre()
+    low, high = (centre.low, centre.high) if centre.level >= 0.95 else (float("nan"), float("nan"))
+    misses = sum(bool(np.isinf(bounds.most)) for bounds in pairs["baseline"])
+    return Speedup(centre.value, low, high, sample.n, misses)
 
 
 def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = None) -> pd.DataFrame:
@@ -131,7 +207,11 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
         counted = ended.join(pd.DataFrame(values, index=ended.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
         is_baseline = counted["arm"] == baseline
         goal = float(counted.loc[is_baseline, "test_error"].max()) if target is None else target
-        counted["time"] = pd.Series([time_to_target(curve, "test_error", goal) for curve in found], ended.index, float)
+        times = [
+            time_bounds(curve, "test_error", goal, "train_seconds", status == "diverged")
+            for curve, status in zip(found, ended["status"], strict=True)
+        ]
+        counted["time"] = pd.Series(times, ended.index, object)
         for arm in sorted(comparison["arm"].unique(), key=lambda name: (name != baseline, name)):
             statuses, mine = comparison.loc[comparison["arm"] == arm, "status"], counted[counted["arm"] == arm]
             lines.append(
@@ -153,14 +233,19 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     difference = (mine["test_error"] - reference["test_error"]).dropna()
     intervals: dict[str, float] = {}
+    lost = mine["status"].eq("diverged") & mine["test_error"].isna()  # it ranks worst, and leaves no mean
     for name, values in {**mine[["test_error"]], "error_difference": difference, **mine[["train_loss"]]}.items():
         intervals[name], intervals[f"{name}_half_width"], _ = t_interval(values)
+        if lost.any():
+            worst = [np.inf] * int(lost.sum())
+            intervals[name], intervals[f"{name}_half_width"] = float(np.median([*values.dropna(), *worst])), np.nan
     speedup = speedup_over(reference["time"], mine["time"])
+    seconds = np.array([bounds.most for bounds in mine["time"]], dtype=float)
     return {
         "n": int(mine["test_error"].count()),
         **intervals,
-        "seconds_to_target": float(mine["time"].median()),
-        "misses": int(np.isinf(mine["time"]).sum()),
+        "seconds_to_target": float(pd.Series(seconds).median()),
+        "misses": int(np.isinf(seconds).sum()),
         "speedup": speedup.ratio,
         "speedup_low": speedup.low,
         "speedup_high": speedup.high,
@@ -190,7 +275,8 @@ def verdict(row: pd.Series) -> str:
     if decided == "undecided":
         return f"{name}: undecided, {_why_undecided(row)}."
     interval = f"95 % interval {row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
-    shown = f"speed-up {row['speedup']:.2f}, {interval}, n\u00a0=\u00a0{n}"
+    centre = "median speed-up unknown" if np.isnan(row["speedup"]) else f"speed-up {row['speedup']:.2f}"
+    shown = f"{centre}, {interval}, n\u00a0=\u00a0{n}"
     if decided == "no difference shown":
         return f"{name}: no difference in speed from {baseline} is shown at this n ({shown})."
     return f"{name}: {decided} than {baseline} to {row['target']:.2%} test error ({shown})."

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
+from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 from isbench.report.measures import outcome, t_interval
 
@@ -18,6 +20,13 @@ def number(value: float, digits: int = 3) -> str:
         return "\N{INFINITY}"
     decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def p_value(p: float | None) -> str:
+    """Write a p value; a dash where there is none."""
+    if p is None or math.isnan(p):
+        return DASH
+    return "< 0.001" if p < 0.001 else number(p, 2)
 
 
 def plus_minus(mean: float, half_width: float) -> str:
@@ -40,11 +49,12 @@ def speedup(row: pd.Series) -> str:
     """Write a speed-up with its interval, or what stands in its place."""
     if row["arm"] == row["baseline"]:
         return "1 (baseline)"
-    if row["speedup"] == 0:
-        return f"0 (misses {row['misses']})"
     if math.isnan(row["speedup_low"]):
+        if row["misses"] or row["baseline_misses"]:
+            return f"unknown (misses {row['misses']}, the baseline {row['baseline_misses']})"
         return DASH if math.isnan(row["speedup"]) else f"{number(row['speedup'])}{TIMES}"
-    return f"{row['speedup']:.2f}{TIMES} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+    centre = "" if math.isnan(row["speedup"]) else f"{row['speedup']:.2f}{TIMES} "
+    return f"{centre}[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,34 +93,58 @@ def comparison_markdown(table: pd.DataFrame) -> str:
         for (dataset, model), part in table.groupby(["dataset", "model"])
     ]
     reading = (
-        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired seeds."
+        f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired "
+        "seeds, or, where one misses the target, their median."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
+def clocks(runs: Runs) -> dict[str, str]:
+    """Say why the runs of an arm were not timed by one clock: other cards, or code whose step is over 10 % faster."""
+    last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
+    timed = runs.runs[runs.runs["alone"] & runs.runs["status"].isin(ENDED) & runs.runs["run_id"].isin(last.index)]
+    found = {}
+    for arm, part in timed.groupby("arm"):
+        devices = sorted(part["gpu"].fillna(part["cpu"]).dropna().unique())
+        ends = last.loc[part["run_id"]]
+        steps = (ends["train_seconds"] / ends["updates"]).groupby(part["git_commit"].to_numpy()).mean()
+        if len(devices) > 1:
+            found[str(arm)] = f"runs on {' and '.join(devices)}"
+        elif steps.max() > 1.1 * steps.min():
+            found[str(arm)] = f"a step of one commit takes {steps.max() / steps.min():.2f}{TIMES} that of another"
+    return found
+
+
 def arms_table(runs: Runs) -> pd.DataFrame:
-    """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first."""
+    """Return text: per data set, model and arm, the values at the end of the runs that finished, uniform first.
+
+    Errors, losses and objective of an arm of which runs diverged are medians, in which those rank worst.
+    """
+    mixed = clocks(runs)
     last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
     equivalent = last["effective_updates"] * last["epoch"] / last["updates"]
     rows = []
     for (dataset, model, _, arm), part in runs.runs.groupby(["dataset", "model", runs.runs["arm"] != "uniform", "arm"]):
         finished = part.loc[part["status"] == "finished", "run_id"]
         ends, alone = last.loc[finished], part.loc[part["alone"] & part["run_id"].isin(finished), "seconds"]
+        diverged = int((part["status"] == "diverged").sum())
         rows.append(
             {
                 "data set": dataset,
                 "model": model,
                 "arm": arm,
                 "n": str(len(ends)),
-                "test error (%)": _mean(100 * ends["test_error"]),
-                "test loss": _mean(ends["test_loss"]),
-                "train loss": _mean(ends["train_loss"]),
+                "test error (%)": _mean(100 * ends["test_error"], diverged),
+                "test loss": _mean(ends["test_loss"], diverged),
+                "train loss": _mean(ends["train_loss"], diverged),
+                "objective": _mean(ends["objective"], diverged),
                 "updates": count(ends["updates"].mean()),
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
                 "examples scored": count(ends["examples_scored"].mean()),
-                "seconds": _mean(alone),
-                "not finished": str(len(part) - len(finished)),
+                "seconds": _mean(alone) + (" (not one clock)" if arm in mixed else ""),
+                "diverged": str(diverged),
+                "not finished": str(len(part) - len(finished) - diverged),
             }
         )
     return pd.DataFrame(rows)
@@ -133,6 +167,8 @@ def _percent(row: pd.Series, name: str) -> str:
     return plus_minus(100 * row[name], 100 * row[f"{name}_half_width"])
 
 
-def _mean(values: pd.Series) -> str:
+def _mean(values: pd.Series, diverged: int = 0) -> str:
+    if diverged:
+        return f"median {number(float(np.median([*values.dropna(), *[math.inf] * diverged])))}"
     mean, half_width, _ = t_interval(values)
     return plus_minus(mean, half_width)
