@@ -93,7 +93,7 @@ class Screen(EpochSampler):
         self.proxy = make_proxy(self.kind, shape, workspace.num_classes, self.width, workspace.generator)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), self.proxy_lr, betas=BETAS, fused=True)
         self._small: Tensor | None = None  # (N, ...) float16: all small images
-        self.register_buffer("proxy_loss", torch.zeros(()))
+        self.register_buffer("proxy_loss", torch.tensor(workspace.num_classes).log())  # of one that knows nothing
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
