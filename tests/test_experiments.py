@@ -43,6 +43,12 @@ SAME_PATHS = {
     "impon_bank_size",
     "rais_svhn",
     "rais_cifar100",
+    "screen_mnist_noise_10",
+    "screen_mnist_noise_20",
+    "screen_mnist_crop",
+    "screen_fashion_mnist",
+    "screen_rot_mnist",
+    "screen_choices",
 }
 SHAPES = {
     "cifar10": [3, 16, 16],
