@@ -11,16 +11,14 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torch.nn import functional as F
 
 from isbench.errors import ConfigError, Incompatible
-from isbench.models.proxy import ProxyKind, make_proxy, shrink
+from isbench.models.proxy import PROXIES, shrink
 from isbench.samplers.base import EpochSampler
 
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
-BETAS = (0.9, 0.99)  # of the proxy's Adam
-LOSS_WEIGHT = 0.05  # of a look in the moving average of the proxy's loss
+LOOK_WEIGHT = 0.05  # of a look in a moving average
 
 
 class Screen(EpochSampler):
@@ -35,7 +33,7 @@ class Screen(EpochSampler):
         pool_ratio: B / b, the size of a pool over that of a batch.
         eps: share of the batch drawn uniformly from what the score left.
         beta: 0: all weights are 1. 1: unbiased (needs eps > 0).
-        score: uncertainty: -log max_c p_c, which needs no label. loss: -log p_y.
+        score: uncertainty: 1 - max_c p_c, which needs no label. loss: -log p_y.
         proxy: perceptron, or convolutional (for images).
         width: of the proxy's hidden layer, or channels of its first.
         proxy_lr: rate of its Adam.
@@ -49,8 +47,7 @@ class Screen(EpochSampler):
     Host reads: 0 per update
     """
 
-    remembers = (*EpochSampler.remembers, "optimizer")
-    proxy_loss: Tensor  # (), a moving average
+    proxy_right: Tensor  # (), the probability that it gives the true class: a moving average
     weights: Tensor  # (b,), of a selected batch
 
     def __init__(
@@ -59,10 +56,10 @@ class Screen(EpochSampler):
         eps: Share = 0.1,
         beta: Share = 0.0,
         score: Literal["uncertainty", "loss"] = "uncertainty",
-        proxy: ProxyKind = "perceptron",
+        proxy: Literal["perceptron", "convolutional"] = "perceptron",
         width: Count = 32,
-        proxy_lr: Annotated[float, Gt(0)] = 0.03,
-        look_every: Count = 8,
+        proxy_lr: Annotated[float, Gt(0)] = 0.01,
+        look_every: Count = 2,
         start: Share = 0.02,
         stop: Share = 0.9,
     ):
@@ -71,7 +68,7 @@ class Screen(EpochSampler):
         self.eps = eps
         self.beta = beta
         self.score = score
-        self.kind: ProxyKind = proxy
+        self.kind = proxy
         self.width = width
         self.proxy_lr = proxy_lr
         self.look_every = look_every
@@ -90,10 +87,10 @@ class Screen(EpochSampler):
         if self.kind == "convolutional" and len(workspace.input_shape) != 3:
             raise Incompatible(f"sampler.proxy=convolutional needs images, not inputs of {workspace.input_shape}")
         shape = shrink(torch.empty(1, *workspace.input_shape)).shape[1:]
-        self.proxy = make_proxy(self.kind, shape, workspace.num_classes, self.width, workspace.generator)
-        self.optimizer = torch.optim.Adam(self.proxy.parameters(), self.proxy_lr, betas=BETAS, fused=True)
+        proxy = PROXIES[self.kind]
+        self.proxy = proxy(shape, workspace.num_classes, self.width, workspace.generator, self.proxy_lr)
         self._small: Tensor | None = None  # (N, ...) float16: all small images
-        self.register_buffer("proxy_loss", torch.tensor(workspace.num_classes).log())  # of one that knows nothing
+        self.register_buffer("proxy_right", torch.tensor(1 / workspace.num_classes))
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
@@ -108,10 +105,10 @@ class Screen(EpochSampler):
         self.acts = self.start <= spent < self.stop
         if self.acts:
             pools = self._pools()
-            scores = self._look(pools)
-            chosen = self._choose(scores)
+            certainty = self._look(pools)
+            chosen = self._choose(certainty)
             # A proxy that is no longer finite must not go unnoticed.
-            weights = self.weights + 0 * scores.gather(1, chosen)
+            weights = self.weights + 0 * certainty.gather(1, chosen)
             return pools.gather(1, chosen).flatten(), weights.flatten()
         indices = self.workspace.candidates(self.look_every * self.workspace.batch_size)
         if spent < self.start:
@@ -119,7 +116,7 @@ class Screen(EpochSampler):
         return indices, torch.ones(len(indices), device=indices.device)
 
     def diagnostics(self) -> dict[str, float]:
-        return {"proxy_loss": float(self.proxy_loss)}
+        return {"proxy_right": float(self.proxy_right)}
 
     def _weights_of_a_batch(self) -> Tensor:
         """Return weights (b,). With beta=1 the batch's mean is that of its pool in expectation; the sum is b anyway."""
@@ -134,22 +131,19 @@ class Screen(EpochSampler):
         return self.workspace.candidates(self.look_every * self.pool_size).view(self.look_every, self.pool_size)
 
     def _look(self, indices: Tensor) -> Tensor:
-        """Return how hard the proxy finds examples, in the shape of `indices`, and let it learn from the same pass."""
+        """Return how certain the proxy is of examples, in the shape of `indices`, and let it learn from them."""
         flat = indices.flatten()
-        logs = self.proxy(self._small_images().index_select(0, flat).float()).log_softmax(1)
-        losses = F.nll_loss(logs, self.workspace.targets.index_select(0, flat), reduction="none")
-        loss = losses.mean()
-        self.proxy.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.proxy_loss.lerp_(loss.detach(), LOSS_WEIGHT)
-        scores = -logs.amax(1) if self.score == "uncertainty" else losses
-        return scores.detach().view_as(indices)
+        targets = self.workspace.targets.index_select(0, flat)
+        probabilities = self.proxy.look(self._small_images().index_select(0, flat).float(), targets)
+        true = probabilities.gather(0, targets[None])
+        self.proxy_right.lerp_(true.mean(), LOOK_WEIGHT)
+        certainty = probabilities.amax(0) if self.score == "uncertainty" else true
+        return certainty.view_as(indices)
 
-    def _choose(self, scores: Tensor) -> Tensor:
-        """Return positions (k, b) in k pools (k, B): of the highest scores, then of a uniform draw of the others."""
-        top = scores.topk(self.num_top, dim=1, sorted=False).indices
-        keys = torch.rand(scores.shape, device=scores.device, generator=self.workspace.generator)
+    def _choose(self, certainty: Tensor) -> Tensor:
+        """Return positions (k, b) in k pools (k, B): of the least certain, then of a uniform draw of the others."""
+        top = certainty.topk(self.num_top, dim=1, largest=False, sorted=False).indices
+        keys = torch.rand(certainty.shape, device=certainty.device, generator=self.workspace.generator)
         rest = keys.scatter_(1, top, -1.0).topk(self.workspace.batch_size - self.num_top, dim=1, sorted=False).indices
         return torch.cat([top, rest], dim=1)
 
