@@ -122,7 +122,6 @@ def test_one_pass_is_one_step_of_adam_on_all_pools() -> None:
         hidden, probabilities = forward_by_hand(before, inputs)
         errors = probabilities.copy()
         errors[np.arange(len(targets)), targets] -= 1
-        errors /= len(targets)
         backward = (errors @ before[2]) * (hidden > 0)
         gradients = backward.T @ inputs, backward.sum(0), errors.T @ hidden, errors.sum(0)[:, None]
         for weight, gradient, first, second, now in zip(before, gradients, *moments, weights_of(sampler), strict=True):
@@ -178,13 +177,13 @@ def test_uncertainty_needs_no_label() -> None:
 def test_it_learns_and_finds_the_hard_examples(proxy: str) -> None:
     """An eighth of the synthetic images is blended with the next class. Later the proxy knows them all by heart."""
     parts, sampler = build_screen("dataset.num_examples=1280", f"sampler.proxy={proxy}", "budget.limit=100")
-    assert sampler.diagnostics()["proxy_right"] == pytest.approx(0.1)
+    assert sampler.diagnostics()["proxy_error"] > 0.8
     counts = torch.zeros(1280)
     for _ in range(40):
         counts += train_once(parts, 0.0).batch.indices.bincount(minlength=1280)
     is_hard = torch.arange(1280) // 10 % 8 == 7
     assert counts[is_hard].mean() > 2 * counts[~is_hard].mean()
-    assert sampler.diagnostics()["proxy_right"] > 0.3
+    assert sampler.diagnostics()["proxy_error"] < 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Tiny networks that look at small images in a network's place: a hundred times cheaper, and right often enough.
 
-A proxy learns from every look. Calls cost more than arithmetic at its size, so all of its weights are one vector, its
-Adam is six operations on it, and the perceptron's gradient is written out.
+A proxy learns from every look. At its size calls cost more than arithmetic. So its weights are one vector, which Adam
+changes in six calls, and the perceptron's gradient is written out. Losses are summed: Adam takes no notice of scale.
 """
 
 import math
@@ -31,7 +31,8 @@ def shrink(inputs: Tensor) -> Tensor:
 class Proxy(nn.Module):
     """A network from inputs to the probabilities of C classes, and its Adam (Kingma and Ba 2015).
 
-    A subclass gives the shapes of its weights, (out, ...) and biases in turns, and writes `gradient`.
+    A subclass gives the shapes of its weights and biases in turns, each with the units that it leads to first, and
+    writes `gradient`.
     """
 
     vector: Tensor  # all weights
@@ -43,20 +44,23 @@ class Proxy(nn.Module):
         self.shapes = [tuple(shape) for shape in shapes]
         self.rate = rate
         self.steps = 0
-        vector = torch.zeros(sum(map(math.prod, self.shapes)), device=generator.device)
-        for weight in self.unpack(vector)[::2]:
+        size = sum(map(math.prod, self.shapes))
+        for name in ("vector", "first", "second"):
+            self.register_buffer(name, torch.zeros(size, device=generator.device))
+        self.weights = self.unpack(self.vector)
+        for weight in self.weights[::2]:
             weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator)  # He et al. 2015
-        self.register_buffer("vector", vector)
-        self.register_buffer("first", torch.zeros_like(vector))
-        self.register_buffer("second", torch.zeros_like(vector))
 
     def unpack(self, vector: Tensor) -> list[Tensor]:
-        """Return the weights as views of a vector."""
+        """Return the weights that a vector holds, as views of it."""
         parts = vector.split([math.prod(shape) for shape in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probabilities (C, n) for inputs (n, ...), and the gradient of the mean cross-entropy, a vector."""
+        """Return the probabilities (C, n) for inputs (n, ...), and the gradient of the summed cross-entropy, a vector.
+
+        The vector may be overwritten by the next call.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -80,25 +84,29 @@ class Proxy(nn.Module):
 class Perceptron(Proxy):
     """One hidden layer of `width` units with ReLU, for inputs of any shape."""
 
-    classes: Tensor  # (C, 1)
-
     def __init__(
         self, shape: Sequence[int], num_classes: int, width: int, generator: torch.Generator, rate: float
     ) -> None:
         shapes = [(width, math.prod(shape)), (width,), (num_classes, width), (num_classes, 1)]
         super().__init__(shapes, generator, rate)
-        self.register_buffer("classes", torch.arange(num_classes, device=generator.device)[:, None], persistent=False)
+        self.gradients = torch.zeros_like(self.vector)
+        self.gradient_of = self.unpack(self.gradients)
+        self.one_hot = torch.eye(num_classes, device=generator.device)
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        weight, bias, last_weight, last_bias = self.unpack(self.vector)
+        weight, bias, last_weight, last_bias = self.weights
         inputs = inputs.flatten(1)
         hidden = torch.addmm(bias, inputs, weight.T).relu_()
         # Classes come first, since torch's softmax of ten adjacent numbers takes ten times as long.
         probabilities = torch.addmm(last_bias, last_weight, hidden.T).softmax(0)
-        errors = (probabilities - torch.eq(targets, self.classes).float()) / len(targets)
+        errors = probabilities - self.one_hot.index_select(1, targets)
         backward = (errors.T @ last_weight).mul_(hidden > 0)
-        gradients = backward.T @ inputs, backward.sum(0), errors @ hidden, errors.sum(1)
-        return probabilities, torch.cat([gradient.flatten() for gradient in gradients])
+        to_weight, to_bias, to_last_weight, to_last_bias = self.gradient_of
+        torch.mm(backward.T, inputs, out=to_weight)
+        torch.sum(backward, 0, out=to_bias)
+        torch.mm(errors, hidden, out=to_last_weight)
+        torch.sum(errors, 1, keepdim=True, out=to_last_bias)
+        return probabilities, self.gradients
 
 
 class Convolutional(Proxy):
@@ -118,7 +126,7 @@ class Convolutional(Proxy):
             hidden = F.conv2d(inputs, first, first_bias, stride=2, padding=1).relu()
             hidden = F.conv2d(hidden, second, second_bias, stride=2, padding=1).relu()
             logits = F.linear(hidden.flatten(1), last, last_bias)
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, targets), vector)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), vector)
         return logits.detach().softmax(1).T, gradient
 
 

@@ -18,7 +18,7 @@ from isbench.samplers.base import EpochSampler
 
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
-LOOK_WEIGHT = 0.05  # of a look in a moving average
+NUM_TESTED = 1000  # examples on which the record's error of the proxy is measured
 
 
 class Screen(EpochSampler):
@@ -47,7 +47,6 @@ class Screen(EpochSampler):
     Host reads: 0 per update
     """
 
-    proxy_right: Tensor  # (), the probability that it gives the true class: a moving average
     weights: Tensor  # (b,), of a selected batch
 
     def __init__(
@@ -59,7 +58,7 @@ class Screen(EpochSampler):
         proxy: Literal["perceptron", "convolutional"] = "perceptron",
         width: Count = 32,
         proxy_lr: Annotated[float, Gt(0)] = 0.01,
-        look_every: Count = 2,
+        look_every: Count = 4,
         start: Share = 0.02,
         stop: Share = 0.9,
     ):
@@ -90,7 +89,6 @@ class Screen(EpochSampler):
         proxy = PROXIES[self.kind]
         self.proxy = proxy(shape, workspace.num_classes, self.width, workspace.generator, self.proxy_lr)
         self._small: Tensor | None = None  # (N, ...) float16: all small images
-        self.register_buffer("proxy_right", torch.tensor(1 / workspace.num_classes))
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
@@ -106,17 +104,20 @@ class Screen(EpochSampler):
         if self.acts:
             pools = self._pools()
             certainty = self._look(pools)
-            chosen = self._choose(certainty)
+            chosen = pools.gather(1, self._choose(certainty))
             # A proxy that is no longer finite must not go unnoticed.
-            weights = self.weights + 0 * certainty.gather(1, chosen)
-            return pools.gather(1, chosen).flatten(), weights.flatten()
+            weights = torch.add(self.weights, certainty.amin(1, keepdim=True), alpha=0)
+            return chosen.flatten(), weights.flatten()
         indices = self.workspace.candidates(self.look_every * self.workspace.batch_size)
         if spent < self.start:
             self._look(indices)
         return indices, torch.ones(len(indices), device=indices.device)
 
     def diagnostics(self) -> dict[str, float]:
-        return {"proxy_right": float(self.proxy_right)}
+        some = torch.arange(min(NUM_TESTED, self.workspace.num_examples), device=self.workspace.device)
+        targets = self.workspace.targets[some]
+        probabilities, _ = self.proxy.gradient(shrink(self.workspace.plain(some).inputs), targets)
+        return {"proxy_error": float((probabilities.argmax(0) != targets).float().mean())}
 
     def _weights_of_a_batch(self) -> Tensor:
         """Return weights (b,). With beta=1 the batch's mean is that of its pool in expectation; the sum is b anyway."""
@@ -135,9 +136,7 @@ class Screen(EpochSampler):
         flat = indices.flatten()
         targets = self.workspace.targets.index_select(0, flat)
         probabilities = self.proxy.look(self._small_images().index_select(0, flat).float(), targets)
-        true = probabilities.gather(0, targets[None])
-        self.proxy_right.lerp_(true.mean(), LOOK_WEIGHT)
-        certainty = probabilities.amax(0) if self.score == "uncertainty" else true
+        certainty = probabilities.amax(0) if self.score == "uncertainty" else probabilities.gather(0, targets[None])
         return certainty.view_as(indices)
 
     def _choose(self, certainty: Tensor) -> Tensor:
