@@ -5,16 +5,17 @@ import inspect
 import math
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from isbench.config import RunConfig, on_device
+from isbench.config import DATA_OPTIONS, RunConfig, on_device
 from isbench.data.augment import Augmentation
 from isbench.data.cache import on_disk
+from isbench.data.changes import changed
 from isbench.data.resident import ResidentDataset
 from isbench.data.source import Residency, Source
 from isbench.errors import ConfigError
@@ -92,25 +93,46 @@ class Parts:
         self.load_state_dict(before)
 
 
+Values = tuple[tuple[str, Any], ...]
+
+
 @lru_cache(maxsize=1)
-def _source(target: str, data_dir: Path, residency: str, values: tuple[tuple[str, Any], ...]) -> Source:
-    """Read a data set once for all runs of a grid in this process."""
+def _source(target: str, data_dir: Path, residency: str, values: Values, changes: Values) -> Source:
+    """Read a data set, and change it, once for all runs of a grid in this process."""
     node, reader = {"_target_": target, **dict(values)}, locate(target)
-    if "residency" in inspect.signature(reader).parameters:  # it keeps itself on disk
-        return instantiate("dataset", node, data_dir=data_dir, residency=residency)
-    read = partial(instantiate, "dataset", node, data_dir=data_dir)
-    return on_disk(read, reader, dict(values), data_dir) if residency == "disk" else read()
+    given: dict[str, Any] = {"data_dir": data_dir}
+    keeps_itself = "residency" in inspect.signature(reader).parameters  # on disk, where that is asked for
+    if keeps_itself:
+        given["residency"] = residency
+        if residency == "disk" and "validation" in dict(changes):  # which would copy it into the memory
+            raise ConfigError(f"dataset.validation: {reader.__name__} cannot be split on disk; use residency=host")
+
+    def read() -> Source:
+        return changed(instantiate("dataset", node, **given), **dict(changes))
+
+    if keeps_itself or residency != "disk":
+        return read()
+    return on_disk(read, reader, dict(values + changes), data_dir)
 
 
 def load_source(node: dict[str, Any], data_dir: str) -> Source:
     """Read the data set of a configuration node."""
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in node.items() if key not in ("name", "_target_")}
-    residency = values.pop("residency", "device")
+    options = {key: values.pop(key, default) for key, default in DATA_OPTIONS.items()}
+    residency = options.pop("residency")
     if residency not in get_args(Residency):
         raise ConfigError(f"dataset.residency={residency}: {nearest(str(residency), get_args(Residency))}")
     values = check_arguments("dataset", locate(node["_target_"]), values, ("data_dir", "residency"))
+    options = check_arguments("dataset", changed, options, ("source",))
+    changes = {key: value for key, value in options.items() if value != DATA_OPTIONS[key]}
     with warnings.catch_warnings(action="ignore"):  # what a library says of a damaged file beside the line it gets
-        return _source(node["_target_"], Path(data_dir).expanduser(), residency, tuple(sorted(values.items())))
+        return _source(
+            node["_target_"],
+            Path(data_dir).expanduser(),
+            residency,
+            tuple(sorted(values.items())),
+            tuple(sorted(changes.items())),
+        )
 
 
 def initial_model(node: dict[str, Any], dataset: ResidentDataset, seed: int) -> Classifier:

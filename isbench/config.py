@@ -28,6 +28,9 @@ ADDED: dict[str, dict[str, Any]] = {
     "isbench.samplers.impon.Impon": {"fit_level": False},
     "isbench.samplers.prioritized.Prioritized": {"anneal": True},
 }
+# The options of every data set: `isbench.build.load_source` takes them off before its reader is called. All but the
+# first came later too.
+DATA_OPTIONS: dict[str, Any] = {"residency": "device", "validation": None, "label_noise": 0.0}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments
@@ -102,7 +105,7 @@ class CheckpointConfig:
 class RunConfig:
     """One run. Every field can be set on the command line as key=value; `setting` explains the fields' metadata."""
 
-    dataset: Choice = choice(lambda: {"residency": "device"}, identity=True)  # a key of every data set
+    dataset: Choice = choice(lambda: dict(DATA_OPTIONS), identity=True)
     model: Choice = choice(identity=True)
     sampler: Choice = choice(identity=True)
     optimizer: Choice = choice(identity=True)
@@ -213,7 +216,7 @@ def _canonical(value: Any) -> Any:
         if "_target_" in kept:
             module, _, name = kept["_target_"].rpartition(".")
             kept["_target_"] = target = f"{MOVED.get(module, module)}.{name}"
-            added = ADDED.get(target, {})
+            added = DATA_OPTIONS | ADDED.get(target, {})
             kept = {key: item for key, item in kept.items() if key not in added or item != added[key]}
         return {key: _canonical(item) for key, item in kept.items()}
     if isinstance(value, list | tuple):

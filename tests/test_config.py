@@ -13,6 +13,7 @@ import yaml
 from isbench.build import build, initial_model, load_source
 from isbench.config import (
     CHOSEN,
+    DATA_OPTIONS,
     GROUPS,
     MOVED,
     BudgetConfig,
@@ -65,7 +66,7 @@ def test_every_choice_composes_and_binds(group: str, choice: str) -> None:
     if isinstance(node, dict) and "_target_" in node:
         assert node["name"] == choice
         parameters = inspect.signature(locate(node["_target_"])).parameters
-        assert set(node) - {"name", "_target_", "residency"} <= set(parameters)
+        assert set(node) - {"name", "_target_", *DATA_OPTIONS} <= set(parameters)
 
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ import pytest
 
 from isbench.config import (
     CHOSEN,
+    DATA_OPTIONS,
     BudgetConfig,
     EvaluationConfig,
     LoggingConfig,
@@ -40,6 +41,12 @@ SAME_PATHS = {
     "impon_bank_size",
     "rais_svhn",
     "rais_cifar100",
+    "screen_mnist_noise_10",
+    "screen_mnist_noise_20",
+    "screen_mnist_crop",
+    "screen_fashion_mnist",
+    "screen_rot_mnist",
+    "screen_choices",
 }
 SHAPES = {
     "cifar10": [3, 16, 16],
@@ -145,7 +152,8 @@ def test_every_run_belongs_to_its_experiment_and_fits_its_constructors(experimen
         for group in CHOSEN:
             node = getattr(job.config, group)
             target = locate(node["_target_"])
-            arguments = {key: value for key, value in node.items() if key not in ("name", "_target_", "residency")}
+            others = ("name", "_target_", *DATA_OPTIONS)
+            arguments = {key: value for key, value in node.items() if key not in others}
             values = check_arguments(group, target, arguments, GIVEN.get(group, ()))
             if group not in GIVEN:  # made without data or network
                 target(**values)

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from isbench.config import DATA_OPTIONS
 from isbench.errors import UserError
 from isbench.explain import choices
 from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
@@ -138,7 +139,8 @@ def _training_images(start: dict[str, Any]) -> Any:
     Raises UserError where they are not those it was trained on.
     """
     node = start["config"]["dataset"]
-    options = {key: value for key, value in node.items() if key not in ("name", "_target_", "download", "residency")}
+    others = ("name", "_target_", "download", *DATA_OPTIONS)
+    options = {key: value for key, value in node.items() if key not in others}
     source = locate(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
     if source.checksum() != start["data"]["checksum"]:
         raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")

@@ -26,6 +26,7 @@ PAPERS = {  # the folders of conf/experiment, in the order of the reports
     "is": ("Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018"),
     "impon": ("IMPON", "Ganapathiraman, Calderon and Joshi 2022"),
     "rais": ("RAIS", "Johnson and Guestrin 2018"),
+    "screen": ("Screening", "isbench's own method"),
 }
 
 

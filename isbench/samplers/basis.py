@@ -89,6 +89,10 @@ class Basis:
         """Return the examples at `indices` (n,), seen through `views` (n, V); fresh views unless given or fixed."""
         raise NotImplementedError
 
+    def plain(self, indices: Tensor) -> Any:
+        """Return the examples at `indices` (n,) without fresh randomness: in their stored views, else un-augmented."""
+        raise NotImplementedError
+
     def score(self, batch: Batch, signal: str) -> Tensor:
         """Return a per-example signal of `batch`, (n,) float32; `signal` is one of `isbench.signals.SCORES`."""
         raise NotImplementedError

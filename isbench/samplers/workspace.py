@@ -68,6 +68,13 @@ class Workspace(Basis):
             views = self.draw_views(len(indices))
         return self._shared(self._dataset.fetch, indices, views)
 
+    def plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
+        """Return the examples at `indices` (n,) without fresh randomness: in their stored views, else un-augmented."""
+        if self.stored_views is not None:
+            return self._dataset.fetch(indices, None)
+        inputs, targets = self._dataset.plain(indices)
+        return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
+
     def score(self, batch: Batch, signal: str) -> Tensor:
         """Return a per-example signal of `batch`, (n,) float32.
 
@@ -88,7 +95,7 @@ class Workspace(Basis):
         for start in range(0, self.num_examples, self._score_chunk):
             indices = torch.arange(start, min(start + self._score_chunk, self.num_examples), device=self.device)
             no_views = torch.empty(len(indices), 0, device=self.device)
-            scores.append(self.score(self._shared(self._plain, indices, no_views), signal))
+            scores.append(self.score(self._shared(self.plain, indices, no_views), signal))
         return torch.cat(scores)
 
     def mean_gradient(self) -> list[Tensor]:
@@ -97,7 +104,7 @@ class Workspace(Basis):
         self._model.eval()
         mine = self._ranks.part(torch.arange(self.num_examples, device=self.device))
         for indices in mine.split(self._gradient_chunk):
-            batch = self._plain(indices)
+            batch = self.plain(indices)
             loss = self._criterion(self._model(batch.inputs), batch.targets).sum() / self.num_examples
             torch._foreach_add_(gradient, torch.autograd.grad(loss, parameters))
         self._model.train()
@@ -120,13 +127,6 @@ class Workspace(Basis):
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
         return self._ranks.largest(statistics.median(times))
-
-    def _plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
-        """Return examples without fresh randomness: in their stored views, else un-augmented."""
-        if self.stored_views is not None:
-            return self._dataset.fetch(indices, None)
-        inputs, targets = self._dataset.plain(indices)
-        return Batch(indices, inputs, targets, torch.empty(len(indices), 0, device=self.device))
 
     def _shared(self, fetch: Callable[[Tensor, Tensor | None], Batch], indices: Tensor, views: Tensor | None) -> Any:
         """Return fetched examples, or where several ranks share them, a batch of which each fetches its part."""
