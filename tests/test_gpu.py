@@ -58,7 +58,7 @@ def test_models_and_data(choices: tuple[str, ...], tmp_path: Path, monkeypatch: 
     assert all(torch.tensor(found).isfinite())
 
 
-@pytest.mark.parametrize("sampler", ["rais", "rho_loss", "selective_backprop", "upper_bound"])
+@pytest.mark.parametrize("sampler", ["rho_loss", "selective_backprop", "upper_bound"])
 def test_scores_of_the_timed_part_are_captured_before_it(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pretend_gpu(monkeypatch):
         config = compose_config(*tiny_overrides(sampler), "numerics.engine=graphed")

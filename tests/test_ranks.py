@@ -264,8 +264,8 @@ def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path
     assert close_to(final_rows(record), final_rows(undisturbed))
 
 
-def test_a_probe_that_keeps_a_file_finds_what_it_finds_on_one(tmp_path: Path) -> None:
-    words = ["probe=loss_patterns", "budget.limit=16", "evaluation.points=4"]
+def test_a_probe_that_watches_training_finds_what_it_finds_on_one(tmp_path: Path) -> None:
+    words = ["probe=loss_patterns", "budget.unit=epochs", "budget.limit=5", "evaluation.points=5"]
     shared = finish_two(tmp_path / "two", *words)
     subprocess.run([sys.executable, "-m", "isbench", *RUN, *words, f"runs_dir={tmp_path}/one"], check=True)
     (alone,) = (tmp_path / "one").rglob("record.jsonl")
