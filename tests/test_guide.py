@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "infobatch": {},
     "loss_predictor": {},
     "online_batch_selection": {"recompute": None},
+    "order_dp": {},
     "p_sgd": {},
     "prioritized": {},
     "rais": {"gain": False, "weighted_norm": False, "fit_examples": 1000},
