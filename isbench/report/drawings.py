@@ -115,13 +115,14 @@ def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -
             (axes[1], OVERHEAD, list(_overheads(comparison, arm)), EPOCHS),
             (axes[2], goal, paced, EQUIVALENT),
         ):
-            if arm != "uniform" or y is goal:
+            if lines and (arm != "uniform" or y is goal):
                 mean = band(lines, x, y, 0.0 if y is goal else -np.inf)
                 draw_band(panel, arm, lines, mean, x, y, style_of[arm])
                 tables.append(_band_table(mean, x, y, len(lines)).assign(arm=arm))
             panel.set(xlabel=x.label, ylabel=y.label)
     if not axes[1].lines:
         axes[1].text(0.5, 0.5, "not timed", ha="center", va="center", transform=axes[1].transAxes)
+        axes[1].set(xticks=[], yticks=[])
     axes[1].set_title(comparison.title, fontweight="bold")
     axes[2].legend()
     return tables
