@@ -12,7 +12,6 @@ program: no global stream of random numbers, no model. docs/own_loop.md shows al
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,12 +98,16 @@ class Numbers:
 
     def __init__(self, indices: Tensor, load: Load | None = None, examples: Any = None):
         self.indices = indices
-        self.views = torch.empty(len(indices), 0, device=indices.device)
         self._load = load
         self._examples = examples
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def views(self) -> Tensor:
+        """None that isbench knows of, (n, 0)."""
+        return torch.empty(len(self), 0, device=self.indices.device)
 
     @property
     def examples(self) -> Any:
@@ -356,15 +359,15 @@ class Guide:
 
     def _draw(self) -> Draw:
         """Draw, as far into the training as the batch will be trained on."""
-        trained = self.surroundings.progress
-        ahead = sum(len(draw.batch) for draw in self._in_flight)
-        updates, examples = trained.updates + len(self._in_flight), trained.examples_trained + ahead
-        self.surroundings.progress = replace(trained, updates=updates, examples_trained=examples)
+        progress = self.surroundings.progress
+        updates, examples = len(self._in_flight), sum(len(draw.batch) for draw in self._in_flight)
+        progress.updates += updates
+        progress.examples_trained += examples
         try:
             return self.sampler.draw()
         finally:
-            trained.examples_scored = self.surroundings.progress.examples_scored
-            self.surroundings.progress = trained
+            progress.updates -= updates
+            progress.examples_trained -= examples
 
     def _part(self, draw: Draw) -> Tensor:
         return self.surroundings.ranks.part(draw.batch.indices)

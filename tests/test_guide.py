@@ -365,13 +365,13 @@ class Hiding:
 
 sys.meta_path[:] = map(Hiding, sys.meta_path)
 before = dict(__import__("os").environ)
-started = time.perf_counter()
+started = time.process_time()
 import isbench
-assert time.perf_counter() - started < 0.1 and "torch" not in sys.modules
+assert time.process_time() - started < 0.1 and "torch" not in sys.modules
 import torch
-started = time.perf_counter()
+started = time.process_time()
 isbench.attach
-assert time.perf_counter() - started < {seconds}, time.perf_counter() - started
+assert time.process_time() - started < {seconds}, time.process_time() - started
 assert dict(__import__("os").environ) == before
 """
 
