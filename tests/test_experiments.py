@@ -44,6 +44,8 @@ SAME_PATHS = {
     "screen_mnist_noise_10",
     "screen_mnist_noise_20",
     "screen_mnist_crop",
+    "screen_mnist_few",
+    "screen_mnist5k",
     "screen_fashion_mnist",
     "screen_rot_mnist",
     "screen_choices",

@@ -170,7 +170,7 @@ class _Copy:
 
 
 class EpochSampler(Sampler):
-    """A sampler that decides for a whole pass at once. A subclass writes `plan`.
+    """A sampler that decides for a whole pass, or for several updates, at once. A subclass writes `plan`.
 
     A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
     """
@@ -184,7 +184,7 @@ class EpochSampler(Sampler):
         self._cursor = 0
 
     def plan(self) -> tuple[Tensor, Tensor]:
-        """Return the indices (m,) of the next pass in order, and their weights (m,) float32."""
+        """Return the indices (m,) of the next pass or updates in order, and their weights (m,) float32."""
         raise NotImplementedError
 
     def draw(self) -> Draw:

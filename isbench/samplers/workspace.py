@@ -68,7 +68,7 @@ class Workspace(Basis):
             views = self.draw_views(len(indices))
         return self._shared(self._dataset.fetch, indices, views)
 
-    def plain(self, indices: Tensor, views: Tensor | None = None) -> Batch:
+    def plain(self, indices: Tensor) -> Batch:
         """Return the examples at `indices` (n,) without fresh randomness: in their stored views, else un-augmented."""
         if self.stored_views is not None:
             return self._dataset.fetch(indices, None)
@@ -95,7 +95,7 @@ class Workspace(Basis):
         for start in range(0, self.num_examples, self._score_chunk):
             indices = torch.arange(start, min(start + self._score_chunk, self.num_examples), device=self.device)
             no_views = torch.empty(len(indices), 0, device=self.device)
-            scores.append(self.score(self._shared(self.plain, indices, no_views), signal))
+            scores.append(self.score(self._shared(lambda some, _: self.plain(some), indices, no_views), signal))
         return torch.cat(scores)
 
     def mean_gradient(self) -> list[Tensor]:
