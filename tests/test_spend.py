@@ -50,12 +50,21 @@ def test_a_run_is_stopped_in_time_and_goes_on_later(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").rglob("checkpoint*")), "what was trained is kept"
 
 
-@pytest.mark.parametrize(("text", "complaint"), [(None, "No such file"), ("dataset=mnst", "dataset=mnst")])
-def test_mistakes_get_a_line(tmp_path: Path, text: str | None, complaint: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "minutes", "complaint"),
+    [
+        (None, [], "list: No such file"),
+        ("dataset=mnst", [], "dataset=mnst"),
+        ('group="mine', [], "list: No closing quotation"),
+        ("", ["nan"], "MINUTES=nan: must be positive and finite"),
+        ("", ["0"], "MINUTES=0: must be positive and finite"),
+    ],
+)
+def test_mistakes_get_a_line(tmp_path: Path, text: str | None, minutes: list[str], complaint: str) -> None:
     path = tmp_path / "list"
     if text is not None:
         path.write_text(text)
-    call = [sys.executable, "-m", "isbench.spend", str(path)]
+    call = [sys.executable, "-m", "isbench.spend", str(path), *minutes]
     outcome = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=False)
     assert outcome.returncode == 1 and complaint in outcome.stderr and len(outcome.stderr.splitlines()) == 1
 

@@ -9,6 +9,7 @@ loses nothing: `make results` collects them, and the same command goes on.
 """
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         lines = read(arguments.list)
+        if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+            raise ConfigError(f"MINUTES={arguments.minutes:g}: must be positive and finite")
         if arguments.minutes is None:
             print(overview(lines))
         else:
@@ -58,13 +61,15 @@ def read(path: Path) -> list[list[str]]:
     """Return the words of each line.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or is no list of words.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = [shlex.split(line, comments=True) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    except ValueError as error:  # no text, or a quotation without an end
+        raise ConfigError(f"{path}: {error}") from None
+    return [words for words in lines if words]
 
 
 def missing(words: Sequence[str]) -> list[Missing]:

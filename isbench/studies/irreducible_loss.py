@@ -74,6 +74,8 @@ def irreducible_loss(config: RunConfig) -> Tensor:
     """Return the irreducible loss of every training example, (N,) on the CPU."""
     if config.slots is not None:
         raise Incompatible(f"slots={config.slots}: the views of one image would fall into both halves; use slots=null")
+    if config.rates_of is not None:
+        raise Incompatible("rates_of: half a training set has no run whose rates it could take; use rates_of=null")
     num_examples = build(replace(config, sampler=UNIFORM), torch.device("cpu")).dataset.num_examples
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "halves"))
     first, second = torch.randperm(num_examples, generator=generator).tensor_split(2)
