@@ -1,4 +1,4 @@
-"""Write the generated tables into README.md and docs/gpu.md, or with --check say whether they are up to date."""
+"""Write the generated parts of README.md and docs/, or with --check say whether they are up to date."""
 
 import inspect
 import json
@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -15,15 +16,31 @@ from isbench.explain import summary
 from isbench.files import EVALUATIONS, RUNS
 from isbench.grid.jobs import compose_grid
 from isbench.nodes import locate
+from isbench.report import answer
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
 from isbench.report.measures import headline
+from isbench.report.verdicts import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "gpu.md")
-FACTS = ("Estimator", "Memory", "Cost", "Host reads")
+FILES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers")),
+)
+FACTS = ("Estimator", "Memory", "Cost", "GPU-CPU syncs")
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
+
+
+@cache
+def rows() -> list[answer.Row]:
+    return answer.rows(experiments(), ROOT / "results")
+
+
+def rule_table() -> str:
+    """Return the rules that judge a claim, in their order."""
+    lines = [f"| {rule.name} | {rule.about} | {rule.sentence} |" for rule in RULES]
+    return "\n".join(["| verdict | the claim is about | our result |", "| --- | --- | --- |", *lines])
 
 
 def demo_table() -> str:
@@ -41,7 +58,7 @@ def experiment_table() -> str:
 
     What has no primary claim has its first. One seed's number is no headline.
     """
-    head = ("experiment", "claim (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
+    head = ("experiment", "claim (variants)", "published", "ours [95 %]", "n", "verdict", "other results")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in experiments():
         path = ROOT / "results" / experiment.id / "verdicts.json"
@@ -139,12 +156,15 @@ def reliability_table() -> str:
 
 
 TABLES = {
+    "answer": lambda: f"**{answer.answer(rows())}**",
     "cards": card_table,
     "demo": demo_table,
     "experiments": experiment_table,
     "gpu": gpu_table,
     "performance": performance_table,
+    "reading": lambda: answer.reading(rows()),
     "reliability": reliability_table,
+    "rules": rule_table,
     "samplers": sampler_table,
 }
 

@@ -13,9 +13,11 @@ import pandas as pd
 
 from isbench.errors import UserError
 from isbench.files import RUNS, VERDICTS
+from isbench.report.answer import rows
 from isbench.report.claims import check, claims_table, findings_json
 from isbench.report.curves import save
 from isbench.report.drawings import DRAWINGS, curves
+from isbench.report.forest import save_answer
 from isbench.report.index import primary_markdown, render_index
 from isbench.report.inventory import Experiment, experiments
 from isbench.report.load import Runs, load_runs, read_results
@@ -90,6 +92,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
     index = results / "index.html"
     index.write_text(render_index(experiments(), results), encoding="utf-8")
     (results / "primary.md").write_text(primary_markdown(experiments(), results), encoding="utf-8")
+    save_answer(rows(experiments(), results), results / "answer")
     return index
 
 

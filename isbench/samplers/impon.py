@@ -35,7 +35,7 @@ class Impon(Sampler):
     Estimator: biased (towards high predicted loss; with `lowest` towards low)
     Memory: 0 bytes per example; inputs=features: 4 D bytes for D features
     Cost: fetching a bank, and a product of it with a vector, per draw; a regression step per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     theta: Tensor

@@ -48,7 +48,7 @@ class Oracle(Sampler):
     Estimator: unbiased
     Memory: 4 bytes per example
     Cost: every `refresh_every` updates, a gradient per training example and a backward pass over the set; O(N) per draw
-    Host reads: 1 per update (the gain; none without)
+    GPU-CPU syncs: 1 per update (the gain; none without)
     """
 
     norms: Tensor

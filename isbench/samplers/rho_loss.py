@@ -27,7 +27,7 @@ class RhoLoss(Sampler):
     Estimator: biased (towards high reducible loss)
     Memory: 12 bytes per example, the order of the pass included
     Cost: a forward pass over the pool per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     asks = ("score",)

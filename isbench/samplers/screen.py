@@ -44,7 +44,7 @@ class Screen(EpochSampler):
     Estimator: biased (towards uncertain examples; unbiased with beta=1)
     Memory: 8 bytes per example, the order of the pass, and 2 per number of the small image
     Cost: a pass of the proxy over the pool; before the first batch, a look at the whole training set
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     asks = ("plain", "targets")

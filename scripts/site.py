@@ -1,0 +1,265 @@
+"""What MkDocs does not do by itself for `make docs`: pages made from the code, and links that work on the site.
+
+A hook of mkdocs.yml. It adds a page for each yaml of conf/sampler, conf/dataset and conf/model, from the yaml, the
+docstring behind it, `make bench` and results/. It adds the Markdown files outside docs/ that docs/ links to. A link to
+what is not on the site becomes the path that it names. Nothing here imports torch.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from posixpath import dirname, join, normpath, relpath
+from typing import Any, NamedTuple
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from isbench.explain import summary
+from isbench.report.answer import Row, rows
+from isbench.report.inventory import experiments
+from isbench.report.names import written
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"sampler": "samplers", "dataset": "datasets", "model": "models"}  # of conf, and of the site
+FACTS = ("Estimator", "Memory", "Cost", "GPU-CPU syncs")
+OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "index.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "results/README.md": "results_log.md",
+    "results/benchmarks/summary.md": "results/benchmarks/summary.md",
+    "results/primary.md": "results/primary.md",
+}
+COPIED = ("results/index.html", "results/answer.svg", "results/answer_dark.svg", "results/demo/curves.png")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Name the made pages in the navigation, below the page on all of their kind."""
+    for group, folder in FOLDERS.items():
+        (pages,) = [part for section in config.nav or [] for part in section.values() if f"{folder}.md" in part]
+        pages += [{written(path.stem): f"{folder}/{path.stem}.md"} for path in choices(group)]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the pages that are made, and the files outside docs/."""
+    for group, folder in FOLDERS.items():
+        for path in choices(group):
+            files.append(File.generated(config, f"{folder}/{path.stem}.md", content=page(group, path)))
+        if group != "sampler":
+            files.append(File.generated(config, f"{folder}.md", content=overview(group)))
+    for path, name in OUTSIDE.items():
+        if name != "index.md":
+            files.append(File.generated(config, name, content=relinked((ROOT / path).read_text(), path, name)))
+    for path in COPIED:
+        if (ROOT / path).is_file():
+            files.append(File(path, str(ROOT), config.site_dir, use_directory_urls=False))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links of a page of docs/ lead to pages of the site, and samplers in their table to their own."""
+    name = page.file.src_uri
+    if page.file.generated_by:
+        return markdown
+    if name == "samplers.md":
+        markdown = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](samplers/\1.md) |", markdown, flags=re.MULTILINE)
+    return relinked(markdown, f"docs/{name}", name)
+
+
+def relinked(markdown: str, source: str, target: str) -> str:
+    """Return the Markdown of the file `source` with its links as the page `target` needs them."""
+
+    def link(found: re.Match[str]) -> str:
+        text, address, anchor = found[1], found[2], found[3] or ""
+        if re.match(r"\w+:", address):
+            return found[0]
+        path = normpath(join(dirname(source), address))
+        place = OUTSIDE.get(path) or (path if path in COPIED else path.removeprefix("docs/"))
+        if place == path and path not in COPIED:
+            return f"`{text.strip('`')}`" if text.strip("`") == path else f"{text} (`{path}`)"
+        return f"[{text}]({relpath(place, dirname(target) or '.')}{anchor})"
+
+    markdown = re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)", link, markdown)
+    return re.sub(r"!\[([^\]]+)\]\(([^)]+)\)", lambda found: picture(found[1], found[2], source, target), markdown)
+
+
+def picture(text: str, address: str, source: str, target: str) -> str:
+    """Return an image, and beside it its dark form where there is one."""
+    path = normpath(join(dirname(source), address))
+    place = relpath(path, dirname(target) or ".")
+    dark = path.replace(".svg", "_dark.svg")
+    if dark == path or dark not in COPIED:
+        return f"![{text}]({place})"
+    return f"![{text}]({place}#only-light)\n![{text}]({relpath(dark, dirname(target) or '.')}#only-dark)"
+
+
+def choices(group: str) -> list[Path]:
+    return sorted((ROOT / "conf" / group).glob("*.yaml"))
+
+
+def overview(group: str) -> str:
+    """Return the page on all choices of a group."""
+    title = {"dataset": "The data sets", "model": "The models"}[group]
+    lines = [f"# {title}", f"The choices of `{group}=...`.", "| name | what it is |\n| --- | --- |"]
+    lines[-1] += "".join(
+        f"\n| [`{path.stem}`]({FOLDERS[group]}/{path.stem}.md) | {cell(summary(path))} |" for path in choices(group)
+    )
+    return "\n\n".join(lines)
+
+
+def page(group: str, path: Path) -> str:
+    """Return the page on one choice."""
+    node = yaml.safe_load(path.read_text())
+    documented = Documented.of(node["_target_"])
+    parts = [f"# {written(path.stem)}", f"`{group}={path.stem}`: {summary(path)}.", *map(plain, documented.prose)]
+    if documented.raises:
+        parts.append(f"Refuses: {plain(documented.raises)}")
+    parts += options(path, node, documented)
+    if documented.facts:
+        parts += ["## What it costs", *costs(path.stem, documented)]
+    parts += measured(group, path.stem)
+    if group == "sampler":
+        parts += notes(path.stem)
+    parts += ["## Run it", run(group, path, node), f"Defined in `{documented.file}`, and in `conf/{group}/{path.name}`."]
+    return "\n\n".join(parts)
+
+
+class Documented(NamedTuple):
+    """A docstring in parts: paragraphs of the object and of its module, arguments, the facts of a sampler."""
+
+    file: str
+    prose: list[str]
+    arguments: dict[str, str]
+    facts: dict[str, str]
+    raises: str
+
+    @classmethod
+    @cache
+    def of(cls, target: str) -> "Documented":
+        """Read what is said in the code of `package.module.Name`, without importing it."""
+        module, _, name = target.rpartition(".")
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        tree = ast.parse(path.read_text())
+        (node,) = [each for each in tree.body if getattr(each, "name", "") == name]
+        assert isinstance(node, ast.ClassDef | ast.FunctionDef)
+        text, about = ast.get_docstring(node) or "", ast.get_docstring(tree) or ""
+        blocks = text.split("\n\n")
+        prose = [block for block in blocks if not re.match(r"(Args|Raises):|Estimator:", block)]
+        if isinstance(node, ast.ClassDef):
+            prose += about.split("\n\n")
+        arguments = section(blocks, "Args")
+        for key, said in list(arguments.items()):  # "signal, tau_momentum": "as in `Presample`."
+            if other := re.fullmatch(r"as in `(\w+)`\.", said):
+                arguments[key] = cls.of(f"{module}.{other[1]}").arguments[key]
+        facts = {fact: " ".join(found[1].split()) for fact in FACTS if (found := fact_of(fact, text))}
+        raises = " ".join(said for said in section(blocks, "Raises").values())
+        return cls(path.relative_to(ROOT).as_posix(), prose, arguments, facts, raises)
+
+
+def fact_of(fact: str, text: str) -> re.Match[str] | None:
+    return re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", text, re.MULTILINE)
+
+
+def section(blocks: list[str], title: str) -> dict[str, str]:
+    """Return the entries of a section of a docstring, each name with what is said of it."""
+    text = next((block for block in blocks if block.startswith(f"{title}:")), "")
+    entries = re.findall(r"^    (\w[\w, ]*): ((?:.|\n {5,})*)", text, re.MULTILINE)
+    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
+
+
+def options(path: Path, node: dict[str, Any], documented: Documented) -> list[str]:
+    """Return the table of a yaml's options: their defaults, and what yaml and docstring say of them."""
+    remarks = dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", path.read_text(), re.MULTILINE))
+    names = [name for name in node if name not in ("name", "_target_")]
+    if not names:
+        return []
+    group = path.parent.name
+    lines = ["| option | default | what it is |", "| --- | --- | --- |"]
+    for name in names:
+        default = json.dumps(node[name]).strip('"')
+        said = documented.arguments.get(name) or remarks.get(name, "")
+        lines.append(f"| `{group}.{name}` | `{default}` | {cell(said)} |")
+    return ["## Options", "\n".join(lines)]
+
+
+def costs(name: str, documented: Documented) -> Iterator[str]:
+    """Yield what a sampler's docstring says that it costs, and what `make bench` measured."""
+    lines = [f"| {fact.lower()} | {cell(said)} |" for fact, said in documented.facts.items()]
+    yield "\n".join(["| | |", "| --- | --- |", *lines])
+    summary = json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text())["cpu"]["samplers"]
+    measured = [row for row in summary["rows"] if row["what"].split()[0] == name]
+    if measured:
+        yield (
+            f"Seconds of an update over those of what it is compared with, median and quartiles (`python -m benchmarks "
+            f"samplers`, LeNet, b = 128, one thread of a CPU, {summary['date']}):"
+        )
+        yield "\n".join(
+            [
+                "| what | against | ratio |\n| --- | --- | --- |",
+                *(
+                    f"| `{row['what']}` | {row['against']} | {row['median']:.3f} ({row['low']:.3g} to {row['high']:.3g}) |"
+                    for row in measured
+                ),
+            ]
+        )
+
+
+@cache
+def found() -> list[Row]:
+    return rows(experiments(), ROOT / "results")
+
+
+def measured(group: str, name: str) -> list[str]:
+    """Return our results on a method, or on a data set or a model."""
+    mine = [row for row in found() if name == {"sampler": row.method, "dataset": row.dataset, "model": row.model}[group]]
+    if not mine:
+        return ["## What we measured", "Nothing yet beside uniform sampling."]
+    lines = [
+        f"| `{row.experiment}` | {written(row.method)} | {written(row.dataset)}, {written(row.model)} | {row.measure} | {row.axis} "
+        f"| {row.text} | {row.n} | {row.outcome} |"
+        for row in mine
+    ]
+    head = "| experiment | method | task | measure | equal | uniform over method [95 %] | n | outcome |"
+    back = "../" * 1
+    return [
+        "## What we measured",
+        "Beside uniform sampling, paired by seed. Above 1 the method is better; \"neither\" means that the interval holds 1, or "
+        "that the seeds carry no 95 % interval.",
+        "\n".join([head, "| --- " * 8 + "|", *lines]),
+        f"[What isbench found]({back}results.md) has the published claims and their verdicts.",
+    ]
+
+
+def notes(name: str) -> list[str]:
+    """Return when to use a sampler, and what its paper leaves open, from docs/samplers.md."""
+    text = (ROOT / "docs" / "samplers.md").read_text()
+    (when,) = [line.split(" | ")[1] for line in text.splitlines() if re.match(rf"\| .*`{name}`.* \| [A-Z]", line)]
+    parts = ["## When to use it", when.rstrip(" |")]
+    for part in text.split("\n### ")[1:]:
+        heading, _, body = part.partition("\n")
+        if f"`{name}`" in heading:
+            parts += ["## What the paper leaves open", relinked(body.strip(), "docs/samplers.md", f"samplers/{name}.md")]
+    return parts
+
+
+def run(group: str, path: Path, node: dict[str, Any]) -> str:
+    words = {
+        "sampler": f"sampler={path.stem} dataset=mnist5k model=lenet",
+        "dataset": f"dataset={path.stem}" + (" dataset.download=true" if "download" in node else ""),
+        "model": f"model={path.stem}",
+    }
+    return f"```sh\npython -m isbench {words[group]}\n```"
+
+
+def plain(text: str) -> str:
+    """Return words of a docstring as Markdown: what is no code has no markup."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([<*])", r"\\\1", part) for part in parts)
+
+
+def cell(text: str) -> str:
+    return plain(text).replace("|", "\\|")
