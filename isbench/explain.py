@@ -21,7 +21,7 @@ from isbench.nodes import config_folder, nearest
 PLAIN = (UserError, OmegaConfBaseException, OSError, RecursionError)  # the user's, wherever they come from
 MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, where they come from composing
 USAGE = """\
-isbench trains data set x model x sampler under one clock and records loss and error against seconds.
+isbench trains data set x model x sampler, timed by the same rules, and records loss and error against seconds.
 
   python -m isbench [group=choice ...] [key=value ...]     one run
   python -m isbench -m [group=a,b ...] [key=1,2 ...]       a grid (Hydra multirun)

@@ -110,7 +110,7 @@ def sampler_table() -> str:
 
 
 def performance_table() -> str:
-    """Return what `make bench` found, the worst row for each goal."""
+    """Return what `make bench` found, the worst case per goal."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.summary import headline  # beside the package, not in it
 

@@ -35,7 +35,13 @@ OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
     "results/benchmarks/summary.md": "results/benchmarks/summary.md",
     "results/primary.md": "results/primary.md",
 }
-COPIED = ("results/index.html", "results/answer.svg", "results/answer_dark.svg", "results/demo/curves.png")
+COPIED = (
+    "results/index.html",
+    "results/answer.svg",
+    "results/answer_dark.svg",
+    "results/benchmarks/scale.svg",
+    "results/demo/curves.png",
+)
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -224,13 +230,12 @@ def measured(group: str, name: str) -> list[str]:
         for row in mine
     ]
     head = "| experiment | method | task | measure | equal | uniform over method [95 %] | n | outcome |"
-    back = "../" * 1
     return [
         "## What we measured",
         "Beside uniform sampling, paired by seed. Above 1 the method is better; \"neither\" means that the interval holds 1, or "
         "that the seeds carry no 95 % interval.",
         "\n".join([head, "| --- " * 8 + "|", *lines]),
-        f"[What isbench found]({back}results.md) has the published claims and their verdicts.",
+        "[What isbench found](../results.md) has the published claims and their verdicts.",
     ]
 
 

@@ -27,7 +27,8 @@ from isbench.testing import check_sampler
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMED = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)```", re.DOTALL | re.MULTILINE)  # a file, and what it holds
-ELSEWHERE = {"own_loop": "test_own_loop.py"}  # pages whose commands another test runs
+WALKED = ("docs/index", "docs/command_line", "docs/record", "docs/own_data", "docs/add_a_sampler")
+ELSEWHERE = ("docs/own_loop",)  # tests/test_own_loop.py runs it
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
@@ -58,50 +59,47 @@ def modules_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_every_command_is_known(path: Path) -> None:
+def test_every_command_is_run_or_says_what_it_needs(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
+    is_run = path.relative_to(ROOT).with_suffix("").as_posix() in (*WALKED, *ELSEWHERE, "README")
     for command, remark in commands(path.read_text()):
         if target := re.match(r"make ([a-z-]+)", command):
             assert re.search(rf"^{target[1]}:", makefile, re.MULTILINE), command
-        elif words := modules_of(command):
-            assert find_spec(words[0]), command
-            if words[:2] == ["isbench", "-m"] and "needs" in remark:
-                compose_grid(words[2:])
-        elif script := re.match(r"python (\S+\.py)", command):
-            assert (ROOT / script[1]).is_file(), command
-        else:
-            assert "needs" in remark or path.stem in ELSEWHERE or command.startswith("source .venv"), command
+            continue
+        assert is_run or "needs" in remark, command
+        words = modules_of(command)
+        assert not words or find_spec(words[0]), command
+        if words[:2] == ["isbench", "-m"] and "needs" in remark:
+            compose_grid(words[2:])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return one folder for all pages: what two of them tell a reader to do is done once."""
-    return tmp_path_factory.mktemp("reader")
+def test_pages_work_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader goes through all pages in one folder; what two of them say is done once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = [*isbench.samplers.__path__, str(tmp_path / "isbench" / "samplers")]
+    monkeypatch.setattr(isbench.samplers, "__path__", packages)
+    done: list[tuple[str, str]] = []
+    for name in WALKED:
+        text = (ROOT / f"{name}.md").read_text()
+        for path, content in NAMED.findall(text):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(content)
+        for kind, what in steps(text):
+            if (kind, what) not in done:
+                take(kind, what, monkeypatch)
+                done.append((kind, what))
 
 
-DONE: set[str] = set()
-
-
-@pytest.mark.parametrize("name", ["README", "docs/index", "docs/command_line", "docs/record", "docs/own_data", "docs/add_a_sampler"])
-def test_the_page_works_from_top_to_bottom(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / f"{name}.md").read_text()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PWD", str(folder))
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(isbench.samplers, "__path__", [*isbench.samplers.__path__, str(folder / "isbench" / "samplers")])
-    for path, content in NAMED.findall(text):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(content)
-    own = ["--config-dir", "conf"] if (folder / "conf").is_dir() else []  # in a checkout, what a page adds lies in conf/
-    done = [step for step in steps(text) if step not in DONE]
-    for step in done:
-        kind, what = step
-        if kind == "python" and "import isbench " not in what:  # README's loop is docs/own_loop.md's
-            exec(compile(what, f"{name}.md", "exec"), {})
-        elif words := modules_of(what):
-            given = own if words[0] == "isbench" and "--config-dir" not in words and "--help" not in words else []
-            run_module(words[0], [*given, *words[1:]], monkeypatch)
-        DONE.add(step)
+def take(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a step of a reader. What a page adds to a checkout's conf/ lies in conf/ here, too."""
+    if kind == "python":
+        exec(compile(what, "page.py", "exec"), {})
+    elif words := modules_of(what):
+        is_plain = words[0] == "isbench" and not {"--config-dir", "--help"} & set(words)
+        own = ["--config-dir", "conf"] if is_plain and Path("conf").is_dir() else []
+        run_module(words[0], [*own, *words[1:]], monkeypatch)
 
 
 def run_module(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +111,11 @@ def run_module(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
         runpy.run_module(module, run_name="__main__")
     except SystemExit as end:
         assert not end.code, f"python -m {module} {' '.join(words)}: {end.code}"
+
+
+def test_the_commands_of_the_readme_are_those_of_the_pages() -> None:
+    pages = {step for name in WALKED for step in steps((ROOT / f"{name}.md").read_text())}
+    assert {step for step in steps((ROOT / "README.md").read_text()) if step[0] == "sh"} <= pages
 
 
 def test_the_recipe_for_a_sampler_keeps_what_every_sampler_owes() -> None:

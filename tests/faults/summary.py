@@ -28,7 +28,7 @@ KINDS = {
 
 def markdown(found: dict[str, Any]) -> str:
     """Return a row for each kind of fault."""
-    lines = ["| fault | struck | survived | rows lost or doubled | then |", "| --- " * 5 + "|"]
+    lines = ["| fault | injected | survived | rows lost or doubled | then |", "| --- " * 5 + "|"]
     for kind, counts in found["kinds"].items():
         lines.append(f"| {kind} | {counts['struck']:,} | {counts['survived']:,} | {_rows(counts)} | {KINDS[kind]} |")
     return "\n".join(lines)
