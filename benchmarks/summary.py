@@ -1,4 +1,4 @@
-"""The summary of all themes: summary.json holds every round of every row, and gives summary.md and the table of docs/overhead.md.
+"""The summary of all themes: summary.json has every round of every row; summary.md and docs/overhead.md are made of it.
 
 Each kind of device and theme has its own machine and date, so that one can be measured again alone.
 """

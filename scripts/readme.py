@@ -1,6 +1,5 @@
 """Write the generated parts of README.md and docs/, or with --check say whether they are up to date."""
 
-import inspect
 import json
 import re
 import sys
@@ -15,7 +14,6 @@ import yaml
 from isbench.explain import summary
 from isbench.files import EVALUATIONS, RUNS
 from isbench.grid.jobs import compose_grid
-from isbench.nodes import locate
 from isbench.report import answer
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
@@ -24,11 +22,12 @@ from isbench.report.measures import headline
 from isbench.report.verdicts import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for what lies beside the package, imported where it is needed
+
 FILES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers")),
 )
-FACTS = ("Estimator", "Memory", "Cost", "GPU-CPU syncs")
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
 
 
@@ -100,19 +99,19 @@ def gpu_table() -> str:
 
 def sampler_table() -> str:
     """Return one row per yaml of conf/sampler, from its first line and the docstring of its class."""
-    lines = ["| sampler | method | " + " | ".join(fact.lower() for fact in FACTS) + " |", "| --- " * 6 + "|"]
+    from scripts.documented import FACTS, Documented
+
+    lines = ["| sampler | method | " + " | ".join(fact for fact in FACTS) + " |", "| --- " * 6 + "|"]
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
-        documentation = inspect.getdoc(locate(yaml.safe_load(path.read_text())["_target_"])) or ""
-        facts = [re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", documentation, re.MULTILINE) for fact in FACTS]
-        cells = [" ".join(fact[1].split()).rstrip(".").replace("|", "\\|") if fact else "?" for fact in facts]
+        facts = Documented.of(yaml.safe_load(path.read_text())["_target_"]).facts
+        cells = [facts.get(fact, "?").rstrip(".").replace("|", "\\|") for fact in FACTS]
         lines.append(f"| `{path.stem}` | {summary(path)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def performance_table() -> str:
     """Return what `make bench` found, the worst case per goal."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.summary import headline  # beside the package, not in it
+    from benchmarks.summary import headline
 
     return headline(json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text()))
 
@@ -145,7 +144,6 @@ def card_table() -> str:
 
 def reliability_table() -> str:
     """Return what `make test-faults` found, kind by kind."""
-    sys.path.insert(0, str(ROOT))
     from tests.faults.summary import headline, markdown
 
     path = ROOT / "results" / "reliability" / "summary.json"

@@ -5,14 +5,13 @@ docstring behind it, `make bench` and results/. It adds the Markdown files outsi
 what is not on the site becomes the path that it names. Nothing here imports torch.
 """
 
-import ast
 import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,10 +22,9 @@ from isbench.explain import summary
 from isbench.report.answer import Row, rows
 from isbench.report.inventory import experiments
 from isbench.report.names import written
+from scripts.documented import ROOT, Documented
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"sampler": "samplers", "dataset": "datasets", "model": "models"}  # of conf, and of the site
-FACTS = ("Estimator", "Memory", "Cost", "GPU-CPU syncs")
 OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "index.md",
@@ -132,49 +130,6 @@ def page(group: str, path: Path) -> str:
         parts += notes(path.stem)
     parts += ["## Run it", run(group, path, node), f"Defined in `{documented.file}`, and in `conf/{group}/{path.name}`."]
     return "\n\n".join(parts)
-
-
-class Documented(NamedTuple):
-    """A docstring in parts: paragraphs of the object and of its module, arguments, the facts of a sampler."""
-
-    file: str
-    prose: list[str]
-    arguments: dict[str, str]
-    facts: dict[str, str]
-    raises: str
-
-    @classmethod
-    @cache
-    def of(cls, target: str) -> "Documented":
-        """Read what is said in the code of `package.module.Name`, without importing it."""
-        module, _, name = target.rpartition(".")
-        path = ROOT / f"{module.replace('.', '/')}.py"
-        tree = ast.parse(path.read_text())
-        (node,) = [each for each in tree.body if getattr(each, "name", "") == name]
-        assert isinstance(node, ast.ClassDef | ast.FunctionDef)
-        text, about = ast.get_docstring(node) or "", ast.get_docstring(tree) or ""
-        blocks = text.split("\n\n")
-        prose = [block for block in blocks if not re.match(r"(Args|Raises):|Estimator:", block)]
-        if isinstance(node, ast.ClassDef):
-            prose += about.split("\n\n")
-        arguments = section(blocks, "Args")
-        for key, said in list(arguments.items()):  # "signal, tau_momentum": "as in `Presample`."
-            if other := re.fullmatch(r"as in `(\w+)`\.", said):
-                arguments[key] = cls.of(f"{module}.{other[1]}").arguments[key]
-        facts = {fact: " ".join(found[1].split()) for fact in FACTS if (found := fact_of(fact, text))}
-        raises = " ".join(said for said in section(blocks, "Raises").values())
-        return cls(path.relative_to(ROOT).as_posix(), prose, arguments, facts, raises)
-
-
-def fact_of(fact: str, text: str) -> re.Match[str] | None:
-    return re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", text, re.MULTILINE)
-
-
-def section(blocks: list[str], title: str) -> dict[str, str]:
-    """Return the entries of a section of a docstring, each name with what is said of it."""
-    text = next((block for block in blocks if block.startswith(f"{title}:")), "")
-    entries = re.findall(r"^    (\w[\w, ]*): ((?:.|\n {5,})*)", text, re.MULTILINE)
-    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
 
 
 def options(path: Path, node: dict[str, Any], documented: Documented) -> list[str]:
