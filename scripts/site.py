@@ -128,7 +128,11 @@ def page(group: str, path: Path) -> str:
     parts += measured(group, path.stem)
     if group == "sampler":
         parts += notes(path.stem)
-    parts += ["## Run it", run(group, path, node), f"Defined in `{documented.file}`, and in `conf/{group}/{path.name}`."]
+    parts += [
+        "## Run it",
+        run(group, path, node),
+        f"Defined in `{documented.file}`, and in `conf/{group}/{path.name}`.",
+    ]
     return "\n\n".join(parts)
 
 
@@ -176,7 +180,9 @@ def found() -> list[Row]:
 
 def measured(group: str, name: str) -> list[str]:
     """Return our results on a method, or on a data set or a model."""
-    mine = [row for row in found() if name == {"sampler": row.method, "dataset": row.dataset, "model": row.model}[group]]
+    mine = [
+        row for row in found() if name == {"sampler": row.method, "dataset": row.dataset, "model": row.model}[group]
+    ]
     if not mine:
         return ["## What we measured", "Nothing yet beside uniform sampling."]
     lines = [
@@ -187,7 +193,7 @@ def measured(group: str, name: str) -> list[str]:
     head = "| experiment | method | task | measure | equal | uniform over method [95 %] | n | outcome |"
     return [
         "## What we measured",
-        "Beside uniform sampling, paired by seed. Above 1 the method is better; \"neither\" means that the interval holds 1, or "
+        'Beside uniform sampling, paired by seed. Above 1 the method is better; "neither" means that the interval holds 1, or '
         "that the seeds carry no 95 % interval.",
         "\n".join([head, "| --- " * 8 + "|", *lines]),
         "[What isbench found](../results.md) has the published claims and their verdicts.",
@@ -202,7 +208,10 @@ def notes(name: str) -> list[str]:
     for part in text.split("\n### ")[1:]:
         heading, _, body = part.partition("\n")
         if f"`{name}`" in heading:
-            parts += ["## What the paper leaves open", relinked(body.strip(), "docs/samplers.md", f"samplers/{name}.md")]
+            parts += [
+                "## What the paper leaves open",
+                relinked(body.strip(), "docs/samplers.md", f"samplers/{name}.md"),
+            ]
     return parts
 
 

@@ -148,7 +148,18 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_site_is_whole_and_asks_no_network(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "default", "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-W",
+        "default",
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     site = tmp_path / "site"

@@ -28,7 +28,13 @@ def save_answer(rows: Sequence[Row], stem: Path) -> None:
     """Write stem.svg for a light page and stem_dark.svg for a dark one; rows without any are no picture."""
     for end, colours in THEMES.items() if rows else ():
         ink, soft, lines, _, _ = colours
-        theme = {"text.color": ink, "axes.edgecolor": lines, "grid.color": lines, "xtick.color": soft, "ytick.color": ink}
+        theme = {
+            "text.color": ink,
+            "axes.edgecolor": lines,
+            "grid.color": lines,
+            "xtick.color": soft,
+            "ytick.color": ink,
+        }
         with rc_context({**MATPLOTLIB, **theme}):
             figure = draw(rows, *colours)
             figure.savefig(
@@ -79,7 +85,9 @@ def _draw_row(panel: Axes, row: Row, y: float, colour: str) -> None:
     inside = 0.96 * EDGE
     low, high = np.clip((row.low, row.high), 1 / inside, inside)
     if not np.isnan(row.low):
-        panel.plot((low, high), (y, y), color=colour, linewidth=2, linestyle="-" if row.level >= 0.95 else (0, (2, 1.5)))
+        panel.plot(
+            (low, high), (y, y), color=colour, linewidth=2, linestyle="-" if row.level >= 0.95 else (0, (2, 1.5))
+        )
         for bound, end, mark in ((row.low, low, "<"), (row.high, high, ">")):
             if bound != end:
                 panel.plot(end, y, marker=mark, color=colour, markersize=5, linestyle="none")
