@@ -7,7 +7,7 @@ what is not on the site becomes the path that it names. Nothing here imports tor
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 from isbench.explain import summary
 from isbench.report.answer import Row, rows
 from isbench.report.inventory import experiments
-from isbench.report.names import written
+from isbench.report.names import task, written
 from scripts.documented import ROOT, Documented
 
 FOLDERS = {"sampler": "samplers", "dataset": "datasets", "model": "models"}  # of conf, and of the site
@@ -108,11 +108,8 @@ def choices(group: str) -> list[Path]:
 def overview(group: str) -> str:
     """Return the page on all choices of a group."""
     title = {"dataset": "The data sets", "model": "The models"}[group]
-    lines = [f"# {title}", f"The choices of `{group}=...`.", "| name | what it is |\n| --- | --- |"]
-    lines[-1] += "".join(
-        f"\n| [`{path.stem}`]({FOLDERS[group]}/{path.stem}.md) | {cell(summary(path))} |" for path in choices(group)
-    )
-    return "\n\n".join(lines)
+    lines = [(f"[`{path.stem}`]({FOLDERS[group]}/{path.stem}.md)", summary(path)) for path in choices(group)]
+    return f"# {title}\n\nThe choices of `{group}=...`.\n\n{table(('name', 'what it is'), lines)}"
 
 
 def page(group: str, path: Path) -> str:
@@ -139,38 +136,33 @@ def page(group: str, path: Path) -> str:
 def options(path: Path, node: dict[str, Any], documented: Documented) -> list[str]:
     """Return the table of a yaml's options: their defaults, and what yaml and docstring say of them."""
     remarks = dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", path.read_text(), re.MULTILINE))
-    names = [name for name in node if name not in ("name", "_target_")]
-    if not names:
-        return []
-    group = path.parent.name
-    lines = ["| option | default | what it is |", "| --- | --- | --- |"]
-    for name in names:
-        default = json.dumps(node[name]).strip('"')
-        said = documented.arguments.get(name) or remarks.get(name, "")
-        lines.append(f"| `{group}.{name}` | `{default}` | {cell(said)} |")
-    return ["## Options", "\n".join(lines)]
+    lines = [
+        (
+            f"`{path.parent.name}.{name}`",
+            f"`{json.dumps(value)}`",
+            documented.arguments.get(name) or remarks.get(name, ""),
+        )
+        for name, value in node.items()
+        if name not in ("name", "_target_")
+    ]
+    return ["## Options", table(("option", "default", "what it is"), lines)] if lines else []
 
 
 def costs(name: str, documented: Documented) -> Iterator[str]:
     """Yield what a sampler's docstring says that it costs, and what `make bench` measured."""
-    lines = [f"| {fact.lower()} | {cell(said)} |" for fact, said in documented.facts.items()]
-    yield "\n".join(["| | |", "| --- | --- |", *lines])
+    yield table(("", ""), documented.facts.items())
     summary = json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text())["cpu"]["samplers"]
-    measured = [row for row in summary["rows"] if row["what"].split()[0] == name]
-    if measured:
+    timed = [
+        (f"`{row['what']}`", row["against"], f"{row['median']:.3f} ({row['low']:.3g} to {row['high']:.3g})")
+        for row in summary["rows"]
+        if row["what"].split()[0] == name
+    ]
+    if timed:
         yield (
-            f"Seconds of an update over those of what it is compared with, median and quartiles (`python -m benchmarks "
-            f"samplers`, LeNet, b = 128, one thread of a CPU, {summary['date']}):"
+            f"Seconds of an update over those of what it is compared with, median and quartiles ({summary['date']}, "
+            "`python -m benchmarks samplers`: LeNet, b = 128, one thread of a CPU):"
         )
-        yield "\n".join(
-            [
-                "| what | against | ratio |\n| --- | --- | --- |",
-                *(
-                    f"| `{row['what']}` | {row['against']} | {row['median']:.3f} ({row['low']:.3g} to {row['high']:.3g}) |"
-                    for row in measured
-                ),
-            ]
-        )
+        yield table(("what", "against", "ratio"), timed)
 
 
 @cache
@@ -180,22 +172,25 @@ def found() -> list[Row]:
 
 def measured(group: str, name: str) -> list[str]:
     """Return our results on a method, or on a data set or a model."""
-    mine = [
-        row for row in found() if name == {"sampler": row.method, "dataset": row.dataset, "model": row.model}[group]
-    ]
+    ids = {"sampler": "method", "dataset": "dataset", "model": "model"}
+    mine = [row for row in found() if getattr(row, ids[group]) == name]
     if not mine:
         return ["## What we measured", "Nothing yet beside uniform sampling."]
+    head = ("experiment", "method", "task", "measure", "budget", "uniform over method [95 %]", "n", "outcome")
     lines = [
-        f"| `{row.experiment}` | {written(row.method)} | {written(row.dataset)}, {written(row.model)} | {row.measure} | {row.axis} "
-        f"| {row.text} | {row.n} | {row.outcome} |"
+        (
+            f"`{row.experiment}`",
+            written(row.method),
+            task(row.dataset, row.model),
+            *(row.measure, row.axis, row.text, str(row.n), row.outcome),
+        )
         for row in mine
     ]
-    head = "| experiment | method | task | measure | equal | uniform over method [95 %] | n | outcome |"
     return [
         "## What we measured",
-        'Beside uniform sampling, paired by seed. Above 1 the method is better; "neither" means that the interval holds 1, or '
-        "that the seeds carry no 95 % interval.",
-        "\n".join([head, "| --- " * 8 + "|", *lines]),
+        "Beside uniform sampling, paired by seed. Above 1 the method is better. 'Neither' means that the interval "
+        "holds 1, or that the seeds carry no 95 % interval.",
+        table(head, lines),
         "[What isbench found](../results.md) has the published claims and their verdicts.",
     ]
 
@@ -230,5 +225,8 @@ def plain(text: str) -> str:
     return "".join(part if part.startswith("`") else re.sub(r"([<*])", r"\\\1", part) for part in parts)
 
 
-def cell(text: str) -> str:
-    return plain(text).replace("|", "\\|")
+def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a table of Markdown; what is said in its cells is words of docstrings."""
+    rows = [list(head), *([plain(cell).replace("|", "\\|") for cell in line] for line in lines)]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

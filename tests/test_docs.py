@@ -1,8 +1,7 @@
 """README and docs/: every command works, every link leads somewhere, and the site is built without a network.
 
-A command stands in a block without a language or of `sh`. It is run here, page by page from top to bottom, or it says what it
-needs that a test lacks (`# needs a GPU`); of isbench's own words even such a command is composed. docs/own_loop.md has
-tests of its own.
+A command stands in a block without a language, or of `sh`. It is run here, page by page from top to bottom, or it says
+what it needs that a test lacks (`# needs a GPU`); isbench's own words are then composed, not trained.
 """
 
 import os

@@ -37,7 +37,7 @@ class Row(NamedTuple):
         low, high: its interval over seeds, NaN for one seed.
         level: of the interval; below 0.95 it decides nothing.
         n: paired seeds.
-        outcome: BETTER or WORSE where the interval excludes 1, else NEITHER; or the rule that keeps it from being judged.
+        outcome: BETTER or WORSE where the interval excludes 1, else NEITHER; or the rule that keeps it from the counts.
         text: ratio and interval as they are written everywhere.
     """
 
@@ -121,18 +121,19 @@ def _outcome(centre: Centre) -> str:
 
 
 def answer(found: Sequence[Row]) -> str:
-    """Return the answer in one sentence: yes only where a test error is lower, or a target is reached in fewer seconds."""
+    """Return the answer in one sentence. It is no unless a test error is lower, or a target is reached in less time."""
     errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
     if not errors:
         return "Nothing is known yet: no method and uniform sampling have two paired seeds."
     sooner = sorted((row for row in speedups if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
     lower, higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (BETTER, WORSE, NEITHER))
+    lower_losses = sum(row.outcome == BETTER for row in losses)
     is_shown = lower or any(row.axis == "seconds" for row in sooner)
     return (
         f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
-        f"sampling at an equal budget, {_number(lower, 'end', 'ends')} with a lower test error, {higher} with a higher one and "
-        f"{unclear} without a clear difference; {_number(sum(row.outcome == BETTER for row in losses), 'end', 'ends')} with a "
-        f"lower train loss, and {_number(len(sooner), 'reach', 'reaches')} a target sooner, of {len(speedups)} that have one"
+        f"sampling at an equal budget, {_count(lower, 'ends', 'end')} with a lower test error, {higher} with a higher "
+        f"one and {unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
+        f"and {_count(len(sooner), 'reaches', 'reach')} a target sooner, of {len(speedups)} that have one"
         f"{_in_words(sooner[0]) if sooner else ''}."
     )
 
@@ -147,8 +148,8 @@ def reading(found: Sequence[Row]) -> str:
     without = ", ".join(f"{count} because {why[name]}" for name, count in left_out.most_common())
     return (
         f"A comparison is one method on one task with at least two paired seeds; budgets are counted in their own unit "
-        f"({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: none is "
-        "corrected for the number of comparisons."
+        f"({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: "
+        "none is corrected for the number of comparisons."
     )
 
 
@@ -156,8 +157,8 @@ def _counted(found: Sequence[Row], measure: str) -> list[Row]:
     return [row for row in found if row.measure == measure and row.is_counted]
 
 
-def _number(count: int, verb: str, singular: str) -> str:
-    return f"{count} {verb}" if count > 1 else f"{count or 'none'} {singular}"
+def _count(count: int, singular: str, plural: str) -> str:
+    return f"{count} {plural}" if count > 1 else f"{count or 'none'} {singular}"
 
 
 def _in_words(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The picture of the answer: each method beside uniform sampling on each task, by three measures, on one log axis each."""
+"""The picture of the answer: each method beside uniform sampling on each task, by three measures, on log axes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,9 +91,10 @@ def _draw_row(panel: Axes, row: Row, y: float, colour: str) -> None:
         for bound, end, mark in ((row.low, low, "<"), (row.high, high, ">")):
             if bound != end:
                 panel.plot(end, y, marker=mark, color=colour, markersize=5, linestyle="none")
-    mark = "o" if row.is_counted or row.n == 1 else "X"
-    face = "none" if row.n == 1 else colour
-    panel.plot(np.clip(row.ratio, 1 / inside, inside), y, marker=mark, color=colour, markerfacecolor=face, markersize=6)
+    if 1 / EDGE < row.ratio < EDGE:
+        mark = "o" if row.is_counted or row.n == 1 else "X"
+        face = "none" if row.n == 1 else colour
+        panel.plot(row.ratio, y, mark, color=colour, markerfacecolor=face, markersize=6.5)
 
 
 def _legend(soft: str, better: str, worse: str) -> list[Line2D]:
