@@ -42,7 +42,8 @@ report: $(STAMP) ## make tables, figures and results/index.html from what result
 	@$(BIN)/python -m isbench.report
 
 docs: $(STAMP) ## build the documentation as a site in site/, without a network
-	@$(BIN)/python -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
 
 bench: $(STAMP) ## measure what isbench costs and renew the docs' tables of it (about 25 minutes on two quiet cores)
 	@$(BIN)/python -m benchmarks

@@ -70,7 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.generated_by:
         return markdown
     if name == "samplers.md":
-        markdown = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](samplers/\1.md) |", markdown, flags=re.MULTILINE)
+        for path in choices("sampler"):
+            markdown = markdown.replace(f"\n| `{path.stem}` |", f"\n| [`{path.stem}`](samplers/{path.stem}.md) |")
     return relinked(markdown, f"docs/{name}", name)
 
 
@@ -198,8 +199,8 @@ def measured(group: str, name: str) -> list[str]:
 def notes(name: str) -> list[str]:
     """Return when to use a sampler, and what its paper leaves open, from docs/samplers.md."""
     text = (ROOT / "docs" / "samplers.md").read_text()
-    (when,) = [line.split(" | ")[1] for line in text.splitlines() if re.match(rf"\| .*`{name}`.* \| [A-Z]", line)]
-    parts = ["## When to use it", when.rstrip(" |")]
+    (when,) = re.findall(rf"^\| [^|]*`{name}`[^|]* \| ([A-Z].*) \|$", text, re.MULTILINE)
+    parts = ["## When to use it", when]
     for part in text.split("\n### ")[1:]:
         heading, _, body = part.partition("\n")
         if f"`{name}`" in heading:
