@@ -43,7 +43,7 @@ class Documented(NamedTuple):
 
 
 def fact_of(fact: str, text: str) -> re.Match[str] | None:
-    return re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", text, re.MULTILINE)
+    return re.search(rf"^{fact}: ((?:.|\n(?!\w[\w -]*:|\n))*)", text, re.MULTILINE)
 
 
 def section(blocks: list[str], title: str) -> dict[str, str]:

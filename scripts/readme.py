@@ -101,7 +101,7 @@ def sampler_table() -> str:
     """Return one row per yaml of conf/sampler, from its first line and the docstring of its class."""
     from scripts.documented import FACTS, Documented
 
-    lines = ["| sampler | method | " + " | ".join(fact for fact in FACTS) + " |", "| --- " * 6 + "|"]
+    lines = ["| Sampler | Method | " + " | ".join(FACTS) + " |", "| --- " * 6 + "|"]
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
         facts = Documented.of(yaml.safe_load(path.read_text())["_target_"]).facts
         cells = [facts.get(fact, "?").rstrip(".").replace("|", "\\|") for fact in FACTS]

@@ -151,7 +151,7 @@ def options(path: Path, node: dict[str, Any], documented: Documented) -> list[st
 
 def costs(name: str, documented: Documented) -> Iterator[str]:
     """Yield what a sampler's docstring says that it costs, and what `make bench` measured."""
-    yield table(("", ""), documented.facts.items())
+    yield table(("what", "as its docstring says"), documented.facts.items())
     summary = json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text())["cpu"]["samplers"]
     timed = [
         (f"`{row['what']}`", row["against"], f"{row['median']:.3f} ({row['low']:.3g} to {row['high']:.3g})")
@@ -177,13 +177,14 @@ def measured(group: str, name: str) -> list[str]:
     mine = [row for row in found() if getattr(row, ids[group]) == name]
     if not mine:
         return ["## What we measured", "Nothing yet beside uniform sampling."]
-    head = ("experiment", "method", "task", "measure", "budget", "uniform over method [95 %]", "n", "outcome")
+    head = ("experiment", "method", "task", "measure", "uniform over method [95 %]", "n", "outcome")
     lines = [
         (
             f"`{row.experiment}`",
             written(row.method),
             task(row.dataset, row.model),
-            *(row.measure, row.axis, row.text, str(row.n), row.outcome),
+            f"{row.measure}, by {row.axis}",
+            *(row.text, str(row.n), row.outcome),
         )
         for row in mine
     ]
@@ -223,7 +224,7 @@ def run(group: str, path: Path, node: dict[str, Any]) -> str:
 def plain(text: str) -> str:
     """Return words of a docstring as Markdown: what is no code has no markup."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;").replace("*", "\\*") for part in parts)
 
 
 def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

@@ -35,7 +35,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
     for block in re.findall(r"^```(?:sh)?\n(.*?)```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             command, _, remark = line.partition("  #")
-            if re.match(r"(python|make|pip|torchrun|srun|source|export|wandb|isbench)\b", command):
+            if re.match(r"(python|make|pip|torchrun|srun|source|export|wandb|isbench) ", command):
                 yield " ".join(command.split()), remark.strip()
 
 
@@ -47,7 +47,7 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
             yield "python", block
         elif language in ("", "sh"):
             for command, remark in commands(f"```sh\n{block}```"):
-                if "needs" not in remark:
+                if "needs" not in remark and not command.startswith("make"):
                     yield "sh", command
 
 
