@@ -33,6 +33,7 @@ OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
     "results/benchmarks/summary.md": "results/benchmarks/summary.md",
     "results/primary.md": "results/primary.md",
 }
+WIDE = ("results.md", "samplers.md", "gpu.md")  # pages whose tables need the room of the table of contents
 COPIED = (
     "results/index.html",
     "results/answer.svg",
@@ -69,6 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     name = page.file.src_uri
     if page.file.generated_by:
         return markdown
+    if name in WIDE:
+        page.meta["hide"] = ["toc"]
     if name == "samplers.md":
         for path in choices("sampler"):
             markdown = markdown.replace(f"\n| `{path.stem}` |", f"\n| [`{path.stem}`](samplers/{path.stem}.md) |")

@@ -30,6 +30,7 @@ def save_answer(rows: Sequence[Row], stem: Path) -> None:
         ink, soft, lines, _, _ = colours
         theme = {
             "text.color": ink,
+            "axes.labelcolor": soft,
             "axes.edgecolor": lines,
             "grid.color": lines,
             "xtick.color": soft,
