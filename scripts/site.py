@@ -216,12 +216,14 @@ def notes(name: str) -> list[str]:
 
 
 def run(group: str, path: Path, node: dict[str, Any]) -> str:
+    """Return a command that trains with a choice, and needs no other data."""
+    needed = " dataset.download=true" * ("download" in node) + " dataset.path=FOLDER" * ("path" in node)
     words = {
         "sampler": f"sampler={path.stem} dataset=mnist5k model=lenet",
-        "dataset": f"dataset={path.stem}" + (" dataset.download=true" if "download" in node else ""),
-        "model": f"model={path.stem}",
+        "dataset": f"dataset={path.stem}{needed} model=mlp",
+        "model": f"model={path.stem} dataset=synthetic 'dataset.shape=[3,32,32]'",
     }
-    return f"```sh\npython -m isbench {words[group]}\n```"
+    return f"```sh\npython -m isbench {words[group]} budget.unit=updates budget.limit=100\n```"
 
 
 def plain(text: str) -> str:
