@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from isbench.report.curves import (
+    AXES,
     EPOCHS,
-    ERROR,
     INK,
     LOSS,
     OBJECTIVE,
     SECONDS,
+    UPDATES,
     Band,
     Column,
     Comparison,
@@ -31,10 +32,12 @@ from isbench.report.curves import (
     comparisons,
     draw_band,
     draw_comparison,
+    label_lines,
     styles,
 )
 from isbench.report.load import KEYS, Runs, last_measurements
 from isbench.report.measures import t_interval
+from isbench.report.names import written
 
 REFERENCE = "per_example_gradient_norm"  # what a score stands for
 GAIN = Column("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
@@ -45,7 +48,10 @@ SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
 def curves(runs: Runs) -> Drawn:
-    """Test error, train loss and objective against epochs, and seconds where all arms were timed."""
+    """Test error, its difference to uniform, train loss and objective, against seconds where all arms were timed.
+
+    And against epochs; the data have updates too.
+    """
     return _stacked(runs, _draw_curves)
 
 
@@ -69,8 +75,8 @@ def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
     heights = [2.8 * (len(_axes(comparison)) if drawing is _draw_curves else 1) for drawing, comparison in rows] or [
         2.8
     ]
-    columns = max((len(_columns(comparison)) for comparison in found), default=2)
-    figure = Figure(figsize=(3.8 * (3 if _draw_gains in drawings else columns), sum(heights)), layout="constrained")
+    columns = max((len(comparison.quantities()) for comparison in found), default=2)
+    figure = Figure(figsize=(4.4 * (3 if _draw_gains in drawings else columns), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     tables = [
         table.assign(dataset=comparison.dataset, model=comparison.model)
@@ -80,34 +86,35 @@ def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
     return figure, _joined(tables, ["dataset", "model", "arm"])
 
 
-def _columns(comparison: Comparison) -> tuple[Column, ...]:
-    """Return what is drawn: the objective only where it was recorded."""
-    return (ERROR, LOSS, OBJECTIVE) if comparison.rows["objective"].notna().any() else (ERROR, LOSS)
-
-
 def _axes(comparison: Comparison) -> tuple[Column, ...]:
     return (SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,)
 
 
 def _draw_curves(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
-    places, columns = _axes(comparison), _columns(comparison)
-    panels = part.subplots(len(places), len(columns), squeeze=False)
-    for axes, x in zip(panels, places, strict=True):
-        for panel, y in zip(axes, columns, strict=True):
+    places, quantities = _axes(comparison), comparison.quantities()
+    panels = part.subplots(len(places), len(quantities), squeeze=False)
+    for row, x in zip(panels, places, strict=True):
+        for panel, y in zip(row, quantities, strict=True):
             draw_comparison(panel, comparison, x, y, style_of)
     untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
     part.suptitle(comparison.title + untimed, fontweight="bold")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
+    return curve_tables(comparison)
+
+
+def curve_tables(comparison: Comparison) -> list[pd.DataFrame]:
+    """Return the curves of a comparison as data: every quantity and arm against every axis."""
     return [
-        _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(arm=arm)
-        for x, y, arm in product(places, columns, comparison.arms)
+        _band_table(
+            comparison.band(arm, x, y), x, y, len(comparison.counted(comparison.lines(arm, x, y))), comparison.is_log(y)
+        ).assign(arm=arm)
+        for x, y in product(AXES, comparison.quantities())
+        for arm in comparison.names(y)
     ]
 
 
 def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
     axes, tables = part.subplots(1, 3), []
-    goal = OBJECTIVE if OBJECTIVE in _columns(comparison) else LOSS
+    goal = OBJECTIVE if OBJECTIVE in comparison.quantities() else LOSS
     for arm, seeds in comparison.arms.items():
         paced = list(map(_paced, seeds))
         for panel, y, lines, x in (
@@ -117,14 +124,15 @@ def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -
         ):
             if lines and (arm != "uniform" or y is goal):
                 mean = band(lines, x, y, 0.0 if y is goal else -np.inf)
-                draw_band(panel, arm, lines, mean, x, y, style_of[arm])
+                draw_band(panel, written(arm), lines, mean, x, y, style_of[arm])
                 tables.append(_band_table(mean, x, y, len(lines)).assign(arm=arm))
             panel.set(xlabel=x.label, ylabel=y.label)
     if not axes[1].lines:
         axes[1].text(0.5, 0.5, "not timed", ha="center", va="center", transform=axes[1].transAxes)
         axes[1].set(xticks=[], yticks=[])
     axes[1].set_title(comparison.title, fontweight="bold")
-    axes[2].legend()
+    for panel in axes:
+        label_lines(panel)
     return tables
 
 
@@ -132,15 +140,15 @@ def gradient_variance(runs: Runs) -> Drawn:
     """Distance of a resampled batch's gradient to the pool's, by signal (Katharopoulos and Fleuret 2018, Figure 1)."""
     style_of = styles(map(_sampler_of, runs.probes["signal"]))
     figure, panels = _panels(runs.probes["arm"])
-    x, tables = Column("updates", "Updates"), []
+    x, tables = UPDATES, []
     for arm, signal in product(panels, runs.probes["signal"].unique()):
         measured = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
         seeds, style = [seed for _, seed in measured.groupby("run_id")], style_of[_sampler_of(signal)]
-        draw_band(panels[arm], _words(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
+        draw_band(panels[arm], written(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
         tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
     for panel in panels.values():
         panel.set(xlabel=x.label, ylabel=RELATIVE.label)
-        panel.legend()
+        label_lines(panel)
     return figure, _joined(tables, ["arm", "signal"])
 
 
@@ -186,7 +194,7 @@ def examples(runs: Runs) -> Drawn:
     arms, count = sorted(first["arm"].unique()), int(first.groupby(["run_id", "rank"]).size().max())
     figure = Figure(figsize=(7.6, 2.4 * len(arms)), layout="constrained")
     for part, arm in zip(figure.subfigures(len(arms), squeeze=False)[:, 0], arms, strict=True):
-        part.suptitle(arm, fontweight="bold")
+        part.suptitle(written(arm), fontweight="bold")
         for half, rank in zip(part.subfigures(1, 2), ("rarely", "often"), strict=True):
             half.supxlabel(f"drawn {rank}", fontsize="medium")
             panels = half.subplots(2, max(1, -(-count // 2)), squeeze=False).flat
@@ -220,7 +228,7 @@ def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
         measured, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
         found = draw(panel, measured, signal, style_of[_sampler_of(signal)].colour)
         if len(arms) > 1:
-            panel.set_title(f"{arm}: {panel.get_title()}", fontsize="medium")
+            panel.set_title(f"{written(arm)}: {panel.get_title()}", fontsize="medium")
         facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
     return figure, pd.DataFrame(facts)
 
@@ -233,7 +241,7 @@ def _draw_scores(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -
     rolling = pd.Series(scores).rolling(min(50, len(scores)), center=True).mean()
     panel.plot(norms, rolling, color=INK, linewidth=1)
     correlation = t_interval([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    panel.set(xlabel=_words(REFERENCE), ylabel=_words(signal))
+    panel.set(xlabel=written(REFERENCE), ylabel=written(signal))
     panel.set_title(f"correlation {correlation.mean:.2f}", fontsize="medium")
     return {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
 
@@ -247,7 +255,7 @@ def _draw_probabilities(panel: Any, measured: pd.DataFrame, signal: str, colour:
     panel.scatter(ideal[shown], own[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
     ends = [min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())]
     panel.plot(ends, ends, color=INK, linewidth=1)
-    panel.set(xscale="log", yscale="log", xlabel=f"p by {_words(REFERENCE)}", ylabel=f"p by {_words(signal)}")
+    panel.set(xscale="log", yscale="log", xlabel=f"p by {written(REFERENCE)}", ylabel=f"p by {written(signal)}")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_formatter(NullFormatter())
     squares = t_interval([float(((b - a) ** 2).sum()) for a, b in pairs])
@@ -274,9 +282,10 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
             yield both.assign(overhead_percent=100 * (ratio - 1))
 
 
-def _band_table(values: Band, x: Column, y: Column, n: int) -> pd.DataFrame:
-    """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
-    return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n)
+def _band_table(values: Band, x: Column, y: Column, n: int, is_log: bool = False) -> pd.DataFrame:
+    """Return a band over n seeds as rows of x, mean, low and high, every fourth point and the last, with what it shows."""
+    points = pd.DataFrame(values._asdict()).iloc[sorted({*range(0, len(values.x), 4), *range(len(values.x))[-1:]})]
+    return points.assign(axis=x.column, quantity=y.column, n=n, scale="log" if is_log else "linear")
 
 
 def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
@@ -300,17 +309,13 @@ def _panels(arms: pd.Series) -> tuple[Figure, dict[str, Any]]:
     panels = dict(zip(names, figure.subplots(1, len(names), sharey=True, squeeze=False)[0], strict=True))
     if len(names) > 1:
         for name, panel in panels.items():
-            panel.set_title(name, fontweight="bold", fontsize="medium")
+            panel.set_title(written(name), fontweight="bold", fontsize="medium")
     return figure, panels
 
 
 def _sampler_of(signal: str) -> str:
     """Return the sampler whose colour a signal gets."""
     return {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("per example ", "")
 
 
 _ALL = (
