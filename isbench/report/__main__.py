@@ -38,12 +38,12 @@ def report(
     print(headline(table), flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_comparison(runs, table, out)
+        data = write_comparison(runs, table, out)
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
         print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
         page = out / "report.html"
         title = title or f"Importance sampling: {folder.resolve().name}"
-        page.write_text(render_page(runs, table, title), encoding="utf-8")
+        page.write_text(render_page(runs, table, data, title), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another folder with --out"
@@ -51,11 +51,11 @@ def report(
     return page
 
 
-def write_comparison(runs: Runs, table: pd.DataFrame, out: Path) -> None:
-    """Write a comparison at equal seconds: table.md, table.csv, curves.png and curves.svg."""
+def write_comparison(runs: Runs, table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Write a comparison at equal seconds: table.md, table.csv, curves.png and curves.svg; return the curves' data."""
     (out / "table.md").write_text(comparison_markdown(table), encoding="utf-8")
     table.to_csv(out / "table.csv", index=False, lineterminator="\n", float_format="%.6g")
-    save(curves, runs, out / "curves", ("png", "svg"))
+    return save(curves, runs, out / "curves", ("png", "svg"))
 
 
 def write_experiment(experiment: Experiment, out: Path) -> None:

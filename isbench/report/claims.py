@@ -23,7 +23,7 @@ from isbench.report.budget_curve import Shift, budget_shift, is_budget_of
 from isbench.report.load import Runs
 from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
 from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number, p_value
-from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, judge
+from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, decisive
 
 STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
 EQUAL = "at equal"
@@ -383,7 +383,7 @@ class Finding(NamedTuple):
     """What our runs say on a claim.
 
     At `misses` of the n seeds an arm did not reach its target, at `diverged` of them a run diverged, and ranks worst.
-    `p` is NaN where no interval judges.
+    `p` is NaN where no interval judges. `rule` is what the verdict was given for.
     """
 
     claim: Claim
@@ -393,6 +393,7 @@ class Finding(NamedTuple):
     diverged: int
     p: float
     verdict: str
+    rule: str
     sentence: str
 
     @property
@@ -482,9 +483,9 @@ def check(claim: Claim, runs: Runs) -> Finding:
         n, centre = sample.n, sample.centre()
         evidence = _evidence(claim, measured, centre, n)
         p = _p(claim, evidence, sample)
-    verdict = judge(evidence)
-    p = p if verdict in JUDGED else math.nan
-    finding = Finding(claim, centre, n, measured.misses, measured.diverged, p, verdict, "")
+    rule = decisive(evidence)
+    p = p if rule.name in JUDGED else math.nan
+    finding = Finding(claim, centre, n, measured.misses, measured.diverged, p, rule.name, rule.sentence, "")
     return finding._replace(sentence=_sentence(finding, measured))
 
 
@@ -615,7 +616,9 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
             "arms": finding.arms(),
             "ours": finding.ours(),
             "reported": finding.published(),
+            "allowed": [_plain(bound) for bound in finding.claim.allows()],
             "verdict": finding.verdict,
+            "rule": finding.rule,
             "sentence": finding.sentence,
         }
         for finding in findings

@@ -25,7 +25,7 @@ from isbench.report.names import task, written
 Drawn = tuple[Figure, pd.DataFrame]  # a figure, and the data behind it
 Drawing = Callable[[Runs], Drawn]
 INK, GRID = "#1d2430", "#e4e7ec"
-GRID_POINTS = 160
+GRID_POINTS = 161
 
 
 class Style(NamedTuple):
@@ -241,6 +241,8 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
     if y is DIFFERENCE:
         panel.axhline(0, color=INK, linewidth=0.8)
         panel.set_ylim(later_range(list(bands.values())))
+    else:
+        panel.set_ylim(line_range(panel, comparison.is_log(y)))
     label_lines(panel)
 
 
@@ -251,6 +253,18 @@ def later_range(bands: Sequence[Band]) -> tuple[float, float] | None:
     values = np.concatenate([*late, [0.0]])
     margin = 0.05 * np.ptp(values)
     return (values.min() - margin, values.max() + margin) if margin else None
+
+
+def line_range(panel: Axes, is_log: bool) -> tuple[float, float] | None:
+    """Return limits that hold the lines, so that no wide band squeezes them."""
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in panel.lines] or [np.empty(0)])
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 2 or not np.ptp(known):
+        return None
+    scale, inverse = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
+    low, high = scale(known.min()), scale(known.max())
+    margin = 0.08 * (high - low)
+    return float(inverse(low - margin)), float(inverse(high + margin))
 
 
 def draw_band(

@@ -6,7 +6,7 @@ Figures of scores show the last measurement of the lowest seed; the numbers abov
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -138,12 +138,11 @@ def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -
 
 def gradient_variance(runs: Runs) -> Drawn:
     """Distance of a resampled batch's gradient to the pool's, by signal (Katharopoulos and Fleuret 2018, Figure 1)."""
-    style_of = styles(map(_sampler_of, runs.probes["signal"]))
     figure, panels = _panels(runs.probes["arm"])
     x, tables = UPDATES, []
     for arm, signal in product(panels, runs.probes["signal"].unique()):
         measured = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
-        seeds, style = [seed for _, seed in measured.groupby("run_id")], style_of[_sampler_of(signal)]
+        seeds, style = [seed for _, seed in measured.groupby("run_id")], signal_style(signal)
         draw_band(panels[arm], written(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
         tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
     for panel in panels.values():
@@ -179,12 +178,12 @@ def loss_patterns(runs: Runs) -> Drawn:
 
 def score_scatter(runs: Runs) -> Drawn:
     """Each score against the exact gradient norm, with its rolling mean over 50 examples and their correlation."""
-    return _scatter(runs, _draw_scores)
+    return _scatter(runs, scores)
 
 
 def probability_scatter(runs: Runs) -> Drawn:
     """Probabilities by each score against the ideal ones (Katharopoulos and Fleuret 2018, Figure 2)."""
-    return _scatter(runs, _draw_probabilities)
+    return _scatter(runs, probabilities)
 
 
 def examples(runs: Runs) -> Drawn:
@@ -216,51 +215,83 @@ def _draw_example(panel: Any, example: pd.Series) -> None:
         panel.text(0.5, 0.5, f"no. {example['index']:g}", ha="center", va="center", transform=panel.transAxes)
 
 
-def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
-    """Draw a row of panels per arm and a panel per signal."""
+class Scatter(NamedTuple):
+    """A cloud of points with a line through it, the same scale on both axes, and what it comes to over the seeds."""
+
+    x: np.ndarray
+    y: np.ndarray
+    line: tuple[np.ndarray, np.ndarray]
+    labels: tuple[str, str]
+    title: str
+    facts: dict[str, Any]
+    is_log: bool = False
+
+    def points(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return `count` of the points at most, evenly by their place along x."""
+        shown = slice(None, None, -(-len(self.x) // count))
+        return self.x[shown], self.y[shown]
+
+
+def scatters(runs: Runs, cloud: Callable[[pd.DataFrame, str], Scatter]) -> dict[tuple[str, str], Scatter]:
+    """Return a cloud for every arm and signal."""
     last = last_measurements(runs.probes)
     signals = [name for name in last.columns if name not in (*KEYS, "updates", "epoch", "index", "label", REFERENCE)]
-    arms, style_of = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
+    return {
+        (arm, signal): cloud(last[last["arm"] == arm].sort_values("seed"), signal)
+        for arm, signal in product(sorted(last["arm"].unique()), signals)
+    }
+
+
+def _scatter(runs: Runs, cloud: Callable[[pd.DataFrame, str], Scatter]) -> Drawn:
+    """Draw a row of panels per arm and a panel per signal."""
+    found = scatters(runs, cloud)
+    arms, signals = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     figure = Figure(figsize=(3.8 * len(signals), 3.6 * len(arms)), layout="constrained")
-    panels = figure.subplots(len(arms), len(signals), squeeze=False)
+    panels = figure.subplots(len(arms), len(signals), squeeze=False).flat
     facts = []
-    for (row, arm), (column, signal) in product(enumerate(arms), enumerate(signals)):
-        measured, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
-        found = draw(panel, measured, signal, style_of[_sampler_of(signal)].colour)
-        if len(arms) > 1:
-            panel.set_title(f"{written(arm)}: {panel.get_title()}", fontsize="medium")
-        facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
+    for panel, ((arm, signal), each) in zip(panels, found.items(), strict=True):
+        colour = signal_style(signal).colour
+        panel.scatter(*each.points(SHOWN), s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+        panel.plot(*each.line, color=INK, linewidth=1)
+        panel.set(xlabel=each.labels[0], ylabel=each.labels[1])
+        if each.is_log:
+            panel.set(xscale="log", yscale="log")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_minor_formatter(NullFormatter())
+        title = f"{written(arm)}: {each.title}" if len(arms) > 1 else each.title
+        panel.set_title(title, fontsize="medium")
+        facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **each.facts})
     return figure, pd.DataFrame(facts)
 
 
-def _draw_scores(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+def scores(measured: pd.DataFrame, signal: str) -> Scatter:
+    """Return the scores of the lowest seed against exact gradient norms, with their rolling mean over 50 examples."""
     pairs = [(np.asarray(row[REFERENCE]), np.asarray(row[signal])) for _, row in measured.iterrows()]
-    norms, scores = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
-    shown = slice(None, None, -(-len(norms) // SHOWN))
-    panel.scatter(norms[shown], scores[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-    rolling = pd.Series(scores).rolling(min(50, len(scores)), center=True).mean()
-    panel.plot(norms, rolling, color=INK, linewidth=1)
+    norms, own = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
+    rolling = pd.Series(own).rolling(min(50, len(own)), center=True).mean().to_numpy()
     correlation = t_interval([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    panel.set(xlabel=written(REFERENCE), ylabel=written(signal))
-    panel.set_title(f"correlation {correlation.mean:.2f}", fontsize="medium")
-    return {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
+    facts = {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
+    labels = (written(REFERENCE), written(signal))
+    return Scatter(norms, own, (norms, rolling), labels, f"correlation {correlation.mean:.2f}", facts)
 
 
-def _draw_probabilities(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+def probabilities(measured: pd.DataFrame, signal: str) -> Scatter:
+    """Return the probabilities by a signal of the lowest seed against those by gradient norm, with the diagonal."""
     pairs = [
         [np.divide(row[name], np.sum(row[name])) for name in (REFERENCE, signal)] for _, row in measured.iterrows()
     ]
     ideal, own = pairs[0]
-    shown = slice(None, None, -(-len(ideal) // SHOWN))
-    panel.scatter(ideal[shown], own[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-    ends = [min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())]
-    panel.plot(ends, ends, color=INK, linewidth=1)
-    panel.set(xscale="log", yscale="log", xlabel=f"p by {written(REFERENCE)}", ylabel=f"p by {written(signal)}")
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_minor_formatter(NullFormatter())
+    ends = np.array([min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())])
     squares = t_interval([float(((b - a) ** 2).sum()) for a, b in pairs])
-    panel.set_title(f"sum of squared errors {squares.mean:.2g}", fontsize="medium")
-    return {"squared_error": squares.mean, "half_width": squares.half_width, "n": squares.n}
+    facts = {"squared_error": squares.mean, "half_width": squares.half_width, "n": squares.n}
+    labels = (f"p by {written(REFERENCE).lower()}", f"p by {written(signal).lower()}")
+    return Scatter(ideal, own, (ends, ends), labels, f"sum of squared errors {squares.mean:.2g}", facts, is_log=True)
+
+
+def signal_style(signal: str) -> Style:
+    """Return how a signal is drawn: as the sampler that uses it."""
+    sampler = {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
+    return styles([sampler])[sampler]
 
 
 def _paced(curve: pd.DataFrame) -> pd.DataFrame:
@@ -283,9 +314,9 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
 
 
 def _band_table(values: Band, x: Column, y: Column, n: int, is_log: bool = False) -> pd.DataFrame:
-    """Return a band over n seeds as rows of x, mean, low and high, every fourth point and the last, with what it shows."""
-    points = pd.DataFrame(values._asdict()).iloc[sorted({*range(0, len(values.x), 4), *range(len(values.x))[-1:]})]
-    return points.assign(axis=x.column, quantity=y.column, n=n, scale="log" if is_log else "linear")
+    """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
+    scale = "log" if is_log else "linear"
+    return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n, scale=scale)
 
 
 def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
@@ -311,11 +342,6 @@ def _panels(arms: pd.Series) -> tuple[Figure, dict[str, Any]]:
         for name, panel in panels.items():
             panel.set_title(written(name), fontweight="bold", fontsize="medium")
     return figure, panels
-
-
-def _sampler_of(signal: str) -> str:
-    """Return the sampler whose colour a signal gets."""
-    return {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
 
 
 _ALL = (
