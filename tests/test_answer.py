@@ -57,7 +57,7 @@ def test_the_sentence_counts_what_counts_and_says_no_until_something_is_shown():
     assert said.startswith("Not in") and "of 3 comparisons" in said and "0 end with a lower test error, 1 with" in said
     sooner = row(BETTER, SPEEDUP)
     assert answer([*nothing, sooner]).startswith("Not in"), "epochs are no seconds"
-    assert "1 of 1 reach a target sooner (RAIS on mnist: uniform sampling takes 1.50× the epochs" in answer(
+    assert "1 of 1 reach a target sooner (RAIS on MNIST: uniform sampling takes 1.50× the epochs" in answer(
         [*nothing, sooner]
     )
     assert answer([*nothing, sooner._replace(axis="seconds")]).startswith("In places")

@@ -15,6 +15,7 @@ from isbench.report.claims import QUANTITIES, Claim, check
 from isbench.report.inventory import Experiment
 from isbench.report.load import Runs, read_results
 from isbench.report.measures import Centre
+from isbench.report.names import written
 from isbench.report.tables import TIMES, number
 from isbench.report.verdicts import RULES
 
@@ -23,19 +24,6 @@ SPEEDUP, ERROR, LOSS = "speed-up to the target", "test error at the end", "train
 MEASURES = (SPEEDUP, ERROR, LOSS)
 BETTER, WORSE, NEITHER = "better", "worse", "neither"
 NOT_JUDGED = {rule.name for rule in RULES if rule.about == "any claim"}
-NAMES = {  # of methods, where their id with spaces for underscores is none
-    "c_sgd": "c-SGD",
-    "impon": "IMPON",
-    "impon_features": "IMPON, from features",
-    "impon_low": "IMPON, low scores",
-    "infobatch": "InfoBatch",
-    "order_dp": "OrderDP",
-    "p_sgd": "p-SGD",
-    "rais": "RAIS",
-    "rho_loss": "RHO-LOSS",
-    "screen": "Screening",
-    "sgd_s": "SGD-S",
-}
 
 
 class Row(NamedTuple):
@@ -70,11 +58,6 @@ class Row(NamedTuple):
     @property
     def is_counted(self) -> bool:
         return self.outcome not in NOT_JUDGED
-
-
-def name_of(method: str) -> str:
-    """Return how a method is called in a text."""
-    return NAMES.get(method) or method.replace("_", " ").capitalize()
 
 
 def rows(inventory: Sequence[Experiment], results: Path) -> list[Row]:
@@ -145,7 +128,7 @@ def answer(found: Sequence[Row]) -> str:
     if not errors:
         return "Nothing is known yet: no method and uniform sampling have two paired seeds."
     is_shown = outcomes[BETTER] or any(row.axis == "seconds" for row in sooner)
-    best = f" ({name_of(sooner[0].method)} on {sooner[0].dataset}: {_in_words(sooner[0])})" if sooner else ""
+    best = f" ({written(sooner[0].method)} on {written(sooner[0].dataset)}: {_in_words(sooner[0])})" if sooner else ""
     return (
         f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
         f"sampling at an equal budget, {outcomes[BETTER]} end with a lower test error, {outcomes[WORSE]} with a higher "

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from isbench.files import PROVENANCE, RUNS, VERDICTS
-from isbench.report.answer import ERROR, MEASURES, Row, answer, name_of, reading, rows
+from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, rows
 from isbench.report.bars import Bar, bars
 from isbench.report.charts import CHARTS, as_json, examples
 from isbench.report.claims import QUANTITIES
@@ -106,7 +106,7 @@ def _forest(found: list[Row]) -> list[tuple[Row, str, Bar]]:
     """Return the rows of one measure with the name of the method and a bar, all on one scale."""
     places = [{"value": row.ratio, "low": row.low, "high": row.high} for row in found]
     return [
-        (row, f"{name_of(row.method)} on {task(row.dataset, row.model)}", bar)
+        (row, f"{written(row.method)} on {task(row.dataset, row.model)}", bar)
         for row, bar in zip(found, _on_scale(places), strict=True)
     ]
 
