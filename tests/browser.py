@@ -42,8 +42,13 @@ class Browser:
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its answer."""
         self._last += 1
-        session = {"sessionId": self._session} if self._session and not method.startswith(("Target.", "Browser.")) else {}
-        os.write(self._write, json.dumps({"id": self._last, "method": method, "params": parameters, **session}).encode() + b"\0")
+        session = (
+            {"sessionId": self._session} if self._session and not method.startswith(("Target.", "Browser.")) else {}
+        )
+        os.write(
+            self._write,
+            json.dumps({"id": self._last, "method": method, "params": parameters, **session}).encode() + b"\0",
+        )
         while (message := self._receive()).get("id") != self._last:
             self._note(message)
         assert "error" not in message, f"{method}: {message['error']}"
@@ -71,7 +76,9 @@ class Browser:
 
     def open(self, page: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Load a page as a device of this width shows it, and wait until it has drawn."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._events.clear()
         self.ask("Page.navigate", url=page.resolve().as_uri())
@@ -81,7 +88,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """Evaluate a script, wait for a promise, and return its value."""
-        answer = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        answer = self.ask(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -89,7 +98,9 @@ class Browser:
         """Move the mouse over an element, so far across it."""
         where = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{where}.scrollIntoView({{block: 'center'}})")
-        x, y, width, height = self.run(f"(({{x, y, width, height}}) => [x, y, width, height])({where}.getBoundingClientRect())")
+        x, y, width, height = self.run(
+            f"(({{x, y, width, height}}) => [x, y, width, height])({where}.getBoundingClientRect())"
+        )
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x + across * width, y=y + height / 2)
 
     def picture(self, path: Path, height: int | None = None) -> None:

@@ -99,8 +99,8 @@ def test_what_is_inherited_is_merged_field_by_field() -> None:
     loss, error = list(published["is_cifar10"])[:2]
     assert (published["is_cifar10"][loss], published["is_cifar10"][error]) == (10, None)
     assert (published["is_cifar100"][loss], published["is_cifar100"][error]) == (None, 1.053)
-    assert known["impon_cifar10_small"].remarks.startswith("Batch size 128"), "of the base"
-    assert known["impon_cifar10_small"].remarks.endswith("for ResNet-18 and 30."), "its own"
+    assert known["impon_cifar10_small"].remarks["settings"].startswith("Batch size 128"), "of the base"
+    assert known["impon_cifar10_small"].remarks["size"].endswith("for ResNet-18 and 30."), "its own"
 
 
 @pytest.mark.parametrize(

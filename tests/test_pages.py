@@ -1,7 +1,6 @@
 """The pages in a real browser: what they show, what their controls do, and that they fit, complain of nothing, fetch nothing."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -84,7 +83,12 @@ def test_a_table_sorts_by_what_it_shows(pages, browser):
 def test_filters_leave_what_was_asked_for(pages, browser):
     browser.open(pages["index"])
     assert shown(browser, "output") == ["2 methods, 1 figures and tables"]
-    for choice, value, left in (("paper", "rais", 0), ("paper", "is", 2), ("size", "published", 0), ("size", "smaller", 2)):
+    for choice, value, left in (
+        ("paper", "rais", 0),
+        ("paper", "is", 2),
+        ("size", "published", 0),
+        ("size", "smaller", 2),
+    ):
         browser.run(
             f"{{const s = document.querySelector('[data-filter={choice}]'); s.value = '{value}'; s.dispatchEvent(new Event('change'))}}"
         )

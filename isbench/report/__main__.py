@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +18,11 @@ from isbench.report.claims import check, claims_table, findings_json
 from isbench.report.curves import save
 from isbench.report.drawings import DRAWINGS, curves
 from isbench.report.index import primary_markdown, render_index
-from isbench.report.inventory import Experiment, experiments
+from isbench.report.inventory import Experiment, experiments, target_of
 from isbench.report.load import Runs, load_runs, read_results
 from isbench.report.measures import compare_arms, headline
 from isbench.report.page import render_page
-from isbench.report.tables import arms_table, comparison_markdown, latex, markdown
+from isbench.report.tables import arms_table, comparison_markdown, latex, markdown, work
 
 
 def report(
@@ -35,7 +36,8 @@ def report(
         print(f"no runs of the baseline {baseline}: speed-ups stay empty (samplers here: {known})", flush=True)
     print(f"read {len(runs.runs)} runs with {len(runs.rows)} evaluations", flush=True)
     table = compare_arms(runs, baseline, target)
-    print(headline(table), flush=True)
+    for line in (work(table), headline(table)):
+        print(line, flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
         data = write_comparison(runs, table, out)
@@ -55,7 +57,7 @@ def write_comparison(runs: Runs, table: pd.DataFrame, out: Path) -> pd.DataFrame
     """Write a comparison at equal seconds: table.md, table.csv, curves.png and curves.svg; return the curves' data."""
     (out / "table.md").write_text(comparison_markdown(table), encoding="utf-8")
     table.to_csv(out / "table.csv", index=False, lineterminator="\n", float_format="%.6g")
-    return save(curves, runs, out / "curves", ("png", "svg"))
+    return save(partial(curves, baseline=table["baseline"].iloc[0]), runs, out / "curves", ("png", "svg"))
 
 
 def write_experiment(experiment: Experiment, out: Path) -> None:
@@ -85,7 +87,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
             write_experiment(known[name], out)
         else:
             runs = read_results(out)
-            write_comparison(runs, compare_arms(runs), out)
+            write_comparison(runs, compare_arms(runs, target=target_of(name)), out)
         print(f"wrote {out}", flush=True)
     index = results / "index.html"
     index.write_text(render_index(experiments(), results), encoding="utf-8")

@@ -8,7 +8,6 @@ import base64
 import io
 import json
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,18 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 
-from isbench.report.curves import AXES, DIFFERENCE, ERROR, LOSS, OBJECTIVE, Column, Comparison, Style, comparisons, styles
+from isbench.report.curves import (
+    AXES,
+    DIFFERENCE,
+    ERROR,
+    LOSS,
+    OBJECTIVE,
+    Column,
+    Comparison,
+    Style,
+    comparisons,
+    styles,
+)
 from isbench.report.drawings import (
     EQUIVALENT,
     GAIN,
@@ -99,9 +109,14 @@ def _seeds(comparison: Comparison, arm: str, y: Column) -> list[list[float | Non
 def gradient_variance(runs: Runs, data: pd.DataFrame) -> list[Chart]:
     """Return a chart per arm, with a line per signal."""
     return [
-        _of_lines(written(str(arm)), part, "signal", {"updates": "Updates"}, RELATIVE.label, lambda signal, _: (
-            written(signal), signal_style(signal)
-        ))
+        _of_lines(
+            written(str(arm)),
+            part,
+            "signal",
+            {"updates": "Updates"},
+            RELATIVE.label,
+            lambda signal, _: (written(signal), signal_style(signal)),
+        )
         for arm, part in data.groupby("arm", sort=False)
     ]
 
@@ -181,7 +196,9 @@ def examples(runs: Runs) -> list[dict[str, Any]]:
         {
             "name": written(str(arm)),
             "ranks": {
-                rank: [_picture(example) for _, example in first[first["arm"].eq(arm) & first["rank"].eq(rank)].iterrows()]
+                rank: [
+                    _picture(example) for _, example in first[first["arm"].eq(arm) & first["rank"].eq(rank)].iterrows()
+                ]
                 for rank in ("rarely", "often")
             },
         }
@@ -200,7 +217,9 @@ def _picture(example: pd.Series) -> dict[str, Any]:
     return {"words": words, "picture": base64.b64encode(file.getvalue()).decode()}
 
 
-def _panel(label: str, lines: list[dict[str, Any]], is_log: bool = False, is_difference: bool = False) -> dict[str, Any]:
+def _panel(
+    label: str, lines: list[dict[str, Any]], is_log: bool = False, is_difference: bool = False
+) -> dict[str, Any]:
     return {"label": label, "log": bool(is_log), "difference": is_difference, "lines": lines}
 
 

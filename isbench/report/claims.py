@@ -416,8 +416,11 @@ class Finding(NamedTuple):
         if not centre.is_median:
             return value + interval
         level = f" ({100 * centre.level:.4g} %)" if interval else ""
-        counts = [f"{count} {what}" for count, what in ((self.misses, "missed"), (self.diverged, "diverged")) if count]
-        return f"median {value}{interval}{level}, {' and '.join(counts)} of {self.n} seeds"
+        if self.misses == self.n:
+            return f"target never reached ({self.n} of {self.n}); median {value}{interval}{level}"
+        counts = {"missed the target": self.misses, "diverged": self.diverged}
+        why = " and ".join(f"{count} of {self.n} seeds {what}" for what, count in counts.items() if count)
+        return f"median {value}{interval}{level}, {why}"
 
     def arms(self) -> str:
         """Name the arm, and what it is compared with."""
@@ -428,8 +431,8 @@ class Finding(NamedTuple):
         claim, text = self.claim, self.quantity.text
         if claim.smallest is not None:
             side = "at least" if claim.is_upward() else "at most"
-            direction = "" if claim.published is not None else "direction, "
-            return f"{direction}{side} {text(claim.smallest)}"
+            own = "" if claim.published is not None else " (no number published)"
+            return f"{side} {text(claim.smallest)}{own}"
         if claim.published is None:
             return DASH
         size = text(claim.published)
@@ -591,7 +594,7 @@ def claims_table(findings: list[Finding]) -> pd.DataFrame:
         [
             {
                 "claim": finding.claim.text + (" (primary)" if finding.claim.primary else ""),
-                "arms": finding.arms(),
+                "variants": finding.arms(),
                 "published": finding.published(),
                 "ours [95 %]": finding.ours(),
                 "n": str(finding.n),

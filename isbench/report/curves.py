@@ -20,12 +20,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
-from isbench.report.names import task, written
+from isbench.report.names import counted, task, written
 
 Drawn = tuple[Figure, pd.DataFrame]  # a figure, and the data behind it
 Drawing = Callable[[Runs], Drawn]
 INK, GRID = "#1d2430", "#e4e7ec"
-GRID_POINTS = 161
+GRID_POINTS = 81
 
 
 class Style(NamedTuple):
@@ -72,7 +72,7 @@ class Column(NamedTuple):
 ERROR = Column("test_error", "Test error (%)", 100.0)
 LOSS = Column("train_loss", "Train loss")
 OBJECTIVE = Column("objective", "Objective")
-DIFFERENCE = Column("error_difference", "Test error minus the baseline's (points)", 100.0)
+DIFFERENCE = Column("error_difference", "Difference in test error (points)", 100.0)
 SECONDS = Column("train_seconds", "Training time (s)")
 UPDATES = Column("updates", "Updates")
 EPOCHS = Column("epoch", "Epochs")
@@ -181,11 +181,11 @@ class Comparison(NamedTuple):
         return all(self.seeds(arm, SECONDS) for arm in self.arms)
 
     def is_log(self, y: Column) -> bool:
-        """Say whether a logarithmic axis suits `y`: all values positive, those after the start over a power of ten."""
+        """Say whether a logarithmic axis suits `y`: all positive, those after the start over a factor of four."""
         if y is DIFFERENCE:
             return False
         known, later = self.rows[y.column].dropna(), self.rows.loc[self.rows["updates"] > 0, y.column].dropna()
-        return len(later) > 0 and known.min() > 0 and later.max() > 10 * later.min()
+        return len(later) > 0 and known.min() > 0 and later.max() > 4 * later.min()
 
     def skips_start(self, y: Column) -> bool:
         """Say whether the untrained network would take more than a third of the axis."""
@@ -230,7 +230,8 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
         draw_band(panel, written(arm), comparison.lines(arm, x, y), bands[arm], x, y, style_of[arm])
     left_out = sum(len(comparison.arms[arm]) - len(comparison.seeds(arm, x)) for arm in comparison.arms)
     if left_out:
-        panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
+        title = f"without {counted(left_out, 'run')} that shared the machine"
+        panel.set_title(title, fontsize="small", color="#5b6675")
     if comparison.is_log(y):
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -47,12 +47,12 @@ RELATIVE = Column("relative", "Gradient distance relative to uniform")
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
-def curves(runs: Runs) -> Drawn:
-    """Test error, its difference to uniform, train loss and objective, against seconds where all arms were timed.
+def curves(runs: Runs, baseline: str = "uniform") -> Drawn:
+    """Test error, its difference to the baseline's, train loss and objective, against seconds where all were timed.
 
     And against epochs; the data have updates too.
     """
-    return _stacked(runs, _draw_curves)
+    return _stacked(runs, _draw_curves, baseline=baseline)
 
 
 def overhead_and_gain(runs: Runs) -> Drawn:
@@ -68,15 +68,16 @@ def curves_and_gain(runs: Runs) -> Drawn:
     return _stacked(runs, _draw_curves, _draw_gains)
 
 
-def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
+def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]], baseline: str = "uniform") -> Drawn:
     """Draw each comparison in each way, one below the other."""
-    found, style_of = comparisons(runs), styles(runs.runs["arm"])
+    found, style_of = comparisons(runs, baseline), styles(runs.runs["arm"])
     rows = [(drawing, comparison) for comparison in found for drawing in drawings]
     heights = [2.8 * (len(_axes(comparison)) if drawing is _draw_curves else 1) for drawing, comparison in rows] or [
         2.8
     ]
     columns = max((len(comparison.quantities()) for comparison in found), default=2)
-    figure = Figure(figsize=(4.4 * (3 if _draw_gains in drawings else columns), sum(heights)), layout="constrained")
+    figure = Figure(figsize=(4.4 * (3 if _draw_gains in drawings else columns), sum(heights)))
+    figure.set_layout_engine("constrained", w_pad=0.12)  # room beside the names of lines
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     tables = [
         table.assign(dataset=comparison.dataset, model=comparison.model)
@@ -314,9 +315,9 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
 
 
 def _band_table(values: Band, x: Column, y: Column, n: int, is_log: bool = False) -> pd.DataFrame:
-    """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
+    """Return a band over n seeds as rows of x, mean, low and high, every second point of it, with what it shows."""
     scale = "log" if is_log else "linear"
-    return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n, scale=scale)
+    return pd.DataFrame(values._asdict()).iloc[::2].assign(axis=x.column, quantity=y.column, n=n, scale=scale)
 
 
 def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:

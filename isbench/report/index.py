@@ -51,10 +51,7 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         axes=AXES,
         methods=_methods(has_run, runs, results),
         papers=papers,
-        cards=[
-            _card(each, runs[each.id], results / each.id, each.id in survivors)
-            for each in has_run
-        ],
+        cards=[_card(each, runs[each.id], results / each.id, each.id in survivors) for each in has_run],
         to_run=[each for each in inventory if each not in has_run],
         rules=RULES,
         tones=TONES,
@@ -163,7 +160,7 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
         "state": "finished" if finished == planned else f"{finished} of {planned} runs finished",
         "findings": findings,
         "verdicts": list(dict.fromkeys(each["verdict"] for each in findings)),
-        "clocks": [f"{written(arm)} was not timed by one clock: {why}." for arm, why in clocks(runs).items()],
+        "seconds": [f"The seconds of {written(arm)} are not comparable: {why}." for arm, why in clocks(runs).items()],
         "charts": _charts(experiment, runs, folder),
         "examples": examples(runs) if experiment.figure == "examples" and len(runs.probes) else [],
     }

@@ -36,9 +36,7 @@ PAPERS = {  # the folders of conf/experiment, in the order of the reports
     "is": Paper(
         "Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018", "https://arxiv.org/abs/1803.00942"
     ),
-    "impon": Paper(
-        "IMPON", "Ganapathiraman, Calderon and Joshi 2022", "https://openreview.net/forum?id=-lKquFqr3L"
-    ),
+    "impon": Paper("IMPON", "Ganapathiraman, Calderon and Joshi 2022", "https://openreview.net/forum?id=-lKquFqr3L"),
     "rais": Paper(
         "RAIS",
         "Johnson and Guestrin 2018",
@@ -150,3 +148,9 @@ def about(path: Path) -> dict[str, Any]:
     inherited = [about(Path(f"{config_folder()}{base}.yaml")) for base in bases]
     merged = OmegaConf.merge(*inherited, yaml.load(own, yaml.CSafeLoader) or {})
     return {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
+
+
+def target_of(grid: str) -> float | None:
+    """Return the test error to which a grid that is no published figure is compared, where its yaml says one."""
+    path = config_folder() / "experiment" / f"{grid}.yaml"
+    return about(path).get("target") if path.is_file() else None

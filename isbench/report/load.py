@@ -119,7 +119,8 @@ def describe(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"{value:g}" if isinstance(value, float) else str(value)
     if "unit" in value and "limit" in value:
-        return f"{value['limit']:,g} {'effective ' if value.get('effective') else ''}{value['unit']}"
+        unit = value["unit"].removesuffix("s") if value["limit"] == 1 else value["unit"]
+        return f"{value['limit']:,g} {'effective ' if value.get('effective') else ''}{unit}"
     name = value.get("name") or str(value.get("_target_", "")).rpartition(".")[2]
     options = ", ".join(f"{key}={describe(item)}" for key, item in value.items() if key != "name" and key[0] != "_")
     return f"{name} ({options})" if name and options else name or options

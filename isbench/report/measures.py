@@ -119,7 +119,7 @@ class Speedup(NamedTuple):
 
 def value_at(curve: pd.DataFrame, place: float, column: str, axis: str = "train_seconds") -> float:
     """Return `column` where `axis` is `place`, interpolated linearly; NaN before the first row or after the last."""
-    known = curve[[axis, column]].dropna()
+    known = curve.dropna(subset=[axis, column])
     if known.empty:
         return float("nan")
     return float(np.interp(place, known[axis], known[column], left=np.nan, right=np.nan))

@@ -52,6 +52,11 @@ def written(name: str) -> str:
     return f"{text} ({options})" if options else text
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 run`, `2 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def task(dataset: str, model: str) -> str:
     """Return what is learned by what: `MNIST, LeNet`."""
     return f"{written(dataset)}, {written(model)}"

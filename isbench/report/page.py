@@ -4,14 +4,15 @@ import math
 from typing import Any
 
 import pandas as pd
+
 from isbench.report.bars import bars
 from isbench.report.charts import as_json, curves
 from isbench.report.curves import Style, styles
 from isbench.report.load import SETTINGS, Runs
 from isbench.report.measures import headline, verdict
 from isbench.report.methods import AXES
-from isbench.report.names import task, written
-from isbench.report.tables import number, readable
+from isbench.report.names import counted, task, written
+from isbench.report.tables import number, readable, work
 from isbench.report.templates import render
 
 # Differences in these make seconds incomparable, or the comparison one of more than samplers.
@@ -52,6 +53,7 @@ def render_page(runs: Runs, table: pd.DataFrame, data: pd.DataFrame, title: str)
         "page.html",
         title=title,
         headline=headline(table),
+        work=work(table),
         notices=runs.notices,
         baseline=written(baseline),
         axes=AXES,
@@ -71,7 +73,7 @@ def disagreements(runs: pd.DataFrame) -> list[str]:
         if len(values) > 1:
             found.append(f"The runs do not share one {_label(key)}: {'; '.join(values)}.")
     if not started["alone"].all():
-        found.append(f"{(~started['alone']).sum()} runs shared the machine with others: their seconds are left out.")
+        found.append(f"{counted((~started['alone']).sum(), 'run')} shared the machine: their seconds are left out.")
     units = set(started["budget_unit"]) - {"seconds", ""}
     if units:
         found.append(

@@ -8,6 +8,7 @@ import pandas as pd
 from isbench.recording.record import ENDED
 from isbench.report.load import Runs
 from isbench.report.measures import outcome, t_interval
+from isbench.report.names import task, written
 
 MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 
@@ -99,6 +100,16 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
+def work(table: pd.DataFrame) -> str:
+    """Return what `compare_arms` compares at equal seconds: how many updates each method makes of them."""
+    said = []
+    for _, part in table[table["n"] > 0].groupby(["dataset", "model"], sort=False):
+        counts = ", ".join(f"{written(row['arm'])} {count(row['updates'])}" for _, row in part.iterrows())
+        where = task(*part[["dataset", "model"]].iloc[0])
+        said.append(f"Updates in the same {number(part['seconds'].iloc[0])} s on {where}: {counts}.")
+    return " ".join(said) or "No run has finished yet."
+
+
 def clocks(runs: Runs) -> dict[str, str]:
     """Say why the runs of an arm were not timed by one clock: other cards, or code whose step is over 10 % faster."""
     last = runs.rows.groupby("run_id").tail(1).set_index("run_id")
@@ -132,7 +143,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
             {
                 "data set": dataset,
                 "model": model,
-                "arm": arm,
+                "variant": arm,
                 "n": str(len(ends)),
                 "test error (%)": _mean(100 * ends["test_error"], diverged),
                 "test loss": _mean(ends["test_loss"], diverged),
@@ -142,7 +153,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
                 "examples scored": count(ends["examples_scored"].mean()),
-                "seconds": _mean(alone) + (" (not one clock)" if arm in mixed else ""),
+                "seconds": _mean(alone) + (" (not comparable)" if arm in mixed else ""),
                 "diverged": str(diverged),
                 "not finished": str(len(part) - len(finished) - diverged),
             }

@@ -120,7 +120,9 @@ RULES: tuple[Rule, ...] = (
         EFFECT,
     ),
     Rule("larger", "the interval lies beyond the claimed size", lambda e: e.low > 0 and e.is_above, EFFECT),
-    Rule("opposite", "the interval lies on the other side of no effect: worse, not better", lambda e: e.high < 0, EFFECT),
+    Rule(
+        "opposite", "the interval lies on the other side of no effect: worse, not better", lambda e: e.high < 0, EFFECT
+    ),
     Rule(
         "refuted",
         "the interval holds no effect and excludes the claimed size",
