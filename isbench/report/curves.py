@@ -146,6 +146,11 @@ class Comparison(NamedTuple):
     def title(self) -> str:
         return f"{self.dataset} \N{MIDDLE DOT} {self.model}"
 
+    def of(self, arms: Iterable[str]) -> "Comparison | None":
+        """Return the curves of some arms, None where they have none."""
+        kept = {arm: curves for arm, curves in self.arms.items() if arm in set(arms)}
+        return self._replace(rows=self.rows[self.rows["arm"].isin(list(kept))], arms=kept) if kept else None
+
     def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""
         return [curve for curve in self.arms[arm] if x is not SECONDS or curve["run_id"].iloc[0] in self.alone]
@@ -246,10 +251,11 @@ def _settle(figure: Figure) -> None:
 def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:
     """Draw one quantity for the page. Every trace says in `meta` which arm and which x axis it belongs to."""
     figure = go.Figure()
+    first = SECONDS if comparison.is_timed() else EPOCHS
     for x in (SECONDS, EPOCHS):
         for arm in reversed(comparison.arms):  # the baseline on top
             for trace in _traces(comparison, arm, x, y, style_of[arm]):
-                figure.add_trace(trace.update(meta={"arm": arm, "axis": x.column}, visible=x is SECONDS))
+                figure.add_trace(trace.update(meta={"arm": arm, "axis": x.column}, visible=x is first))
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#98a1b0", "ticks": "outside", "tickcolor": "#c9cfd8"}
     log_axis = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "none"}
     figure.update_layout(
@@ -261,7 +267,7 @@ def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -
         font={"family": "inherit", "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={**axis, "title": {"text": SECONDS.label}, "rangemode": "tozero"},
+        xaxis={**axis, "title": {"text": first.label}, "rangemode": "tozero"},
         yaxis={**axis, "title": {"text": y.label}, **(log_axis if comparison.is_log(y) else {})},
     )
     return figure

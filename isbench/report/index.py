@@ -3,7 +3,6 @@
 It is made from the inventory and the files of results/ alone, and needs no network: pictures and style are inside it.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import quote
 
 from isbench.files import PROVENANCE, RUNS, VERDICTS
 from isbench.report.inventory import PAPERS, Experiment
-from isbench.report.load import read_results
+from isbench.report.load import read_json, read_results
 from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
@@ -117,7 +116,7 @@ def _state(experiment: Experiment, folder: Path) -> tuple[str, str]:
     """Say how far an experiment is, its runs that finished or what it waits for; and of which kind that is."""
     if not (folder / RUNS).is_file():
         return (f"needs {experiment.needs}", "skipped") if experiment.needs else ("ready to run", "")
-    planned = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["planned_runs"]
+    planned = read_json(folder / PROVENANCE, dict, {"planned_runs"})["planned_runs"]
     finished = (read_results(folder).runs["status"] == "finished").sum()
     return f"{finished} of {planned} runs finished", "finished" if finished == planned else "skipped"
 
@@ -128,7 +127,7 @@ def _clocks(folder: Path) -> dict[str, str]:
 
 def _findings(folder: Path) -> list[dict[str, Any]]:
     path = folder / VERDICTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(path, list, {"text", "primary", "p", "ours", "n", "verdict"}) if path.is_file() else []
 
 
 def _picture(path: Path) -> str:

@@ -9,8 +9,8 @@ from plotly.offline import get_plotlyjs
 
 from isbench.report.curves import EPOCHS, ERROR, LOSS, SECONDS, Comparison, Style, comparisons, interactive, styles
 from isbench.report.load import SETTINGS, Runs
-from isbench.report.measures import headline, verdict
-from isbench.report.tables import number, readable
+from isbench.report.measures import common_baseline, headline, verdict
+from isbench.report.tables import number, readable, setting_of
 from isbench.report.templates import render
 
 # Differences in these make seconds incomparable, or the comparison one of more than samplers.
@@ -25,14 +25,18 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
     style_of = styles(runs.runs["arm"])
     curves = {(each.dataset, each.model): each for each in comparisons(runs)}
     parts: list[dict[str, Any]] = []
-    for (dataset, model), part in table.groupby(["dataset", "model"]):
-        mine = runs.runs[(runs.runs["dataset"] == dataset) & (runs.runs["model"] == model)]
+    for (dataset, model, _), part in table.groupby(["dataset", "model", "baseline"]):
+        mine = runs.runs[
+            runs.runs["dataset"].eq(str(dataset)) & runs.runs["model"].eq(model) & runs.runs["arm"].isin(part["arm"])
+        ]
         comparison = curves.get((str(dataset), str(model)))
-        seconds, target = part["seconds"].iloc[0], part["target"].iloc[0]
+        comparison = comparison and comparison.of(part["arm"])
+        seconds, epochs, target = (part[name].iloc[0] for name in ("seconds", "epochs", "target"))
         parts.append(
             {
-                "title": f"{dataset} \N{MIDDLE DOT} {model}",
+                "title": setting_of(part).replace(", ", " \N{MIDDLE DOT} ", 2),
                 "seconds": "" if math.isnan(seconds) else number(seconds),
+                "epochs": "" if math.isnan(epochs) else number(epochs),
                 "target": "" if math.isnan(target) else f"{target:.2%}",
                 "disagreements": disagreements(mine),
                 "arms": _arms(part, style_of),
@@ -47,8 +51,7 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
         plotly=get_plotlyjs(),
         headline=headline(table),
         notices=runs.notices,
-        baseline=table["baseline"].iloc[0],
-        axes=AXES,
+        baseline=common_baseline(table),
         parts=parts,
         counts=", ".join(f"{count} {status}" for status, count in counts.items()),
         runs=_runs(runs.runs),
@@ -111,6 +114,7 @@ def _curves(comparison: Comparison, style_of: dict[str, Style], place: int) -> d
     config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
     return {
         "arms": [(arm, style_of[arm]) for arm in comparison.arms],
+        "axes": AXES if comparison.is_timed() else AXES[::-1],
         "plots": [
             interactive(comparison, quantity, style_of).to_html(
                 full_html=False, include_plotlyjs=False, div_id=f"{quantity.column}-{place}", config=config

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from isbench.recording.record import ENDED
-from isbench.report.load import Runs
+from isbench.report.load import AT, Runs
 from isbench.report.measures import outcome, t_interval
 
 MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
@@ -87,16 +87,27 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def comparison_markdown(table: pd.DataFrame) -> str:
     """Return the table for a README, with the line that says how to read it."""
     text = markdown(readable(table))
-    notes = [
-        f"{dataset}, {model}: at {number(part['seconds'].iloc[0])} s of training; target "
-        + ("none" if math.isnan(goal := part["target"].iloc[0]) else f"{goal:.2%} test error")
-        for (dataset, model), part in table.groupby(["dataset", "model"])
-    ]
+    notes = [f"{setting_of(part)}: {place_of(part)}" for _, part in table.groupby(["dataset", "model", "baseline"])]
     reading = (
         f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired "
         "seeds, or, where one misses the target, their median."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def setting_of(part: pd.DataFrame) -> str:
+    """Name what rows of `compare_arms` with one baseline have in common."""
+    swept = {arm.partition(AT)[2] for arm in part["arm"]}
+    return ", ".join([*part[["dataset", "model"]].iloc[0], *(swept - {""} if len(swept) == 1 else [])])
+
+
+def place_of(part: pd.DataFrame) -> str:
+    """Say where rows of `compare_arms` with one baseline are compared."""
+    first = part.iloc[0]
+    if not math.isnan(first["epochs"]):
+        return f"after {number(first['epochs'])} epochs; the runs shared the machine, so that seconds are not compared"
+    goal = "none" if math.isnan(first["target"]) else f"{first['target']:.2%} test error"
+    return f"at {number(first['seconds'])} s of training; target {goal}"
 
 
 def clocks(runs: Runs) -> dict[str, str]:
