@@ -60,6 +60,6 @@ lock: ## renew the pinned requirement files (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt
 	uv pip compile pyproject.toml --extra finetune -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/finetune.txt
 
-clean: ## delete the environment, caches and runs
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+clean: ## delete the environment and caches; runs/ and data/ stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

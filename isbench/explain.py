@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -71,12 +71,25 @@ def choices(group: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def whole_names(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `experiment=NAME` where they call it without its folder."""
+    short = {choice.rpartition("/")[2]: choice for choice in reversed(choices("experiment"))}
+    return [
+        f"{key}={short.get(name, name)}"
+        if key.lstrip("+") == "experiment" and name not in choices("experiment")
+        else word
+        for word in words
+        for key, _, name in [word.partition("=")]
+    ]
+
+
 def summary(path: Path) -> str:
-    """Return the first comment of a yaml that is not an instruction to Hydra."""
-    for line in path.read_text().splitlines():
-        if line.startswith("# ") and not line.startswith("# @"):
-            return line[2:]
-    return ""
+    """Return the first comment of a yaml that is not an instruction to Hydra, or why it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return next((line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def described_keys(part: type, prefix: str = "") -> Iterator[tuple[str, str]]:

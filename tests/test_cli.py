@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isbench import cli
+from isbench import cli, explain
 from isbench.config import CHOSEN, DEFAULTS, GROUPS, config_folder
 from isbench.explain import flat
 from tests.conftest import TINY
@@ -184,6 +184,38 @@ def test_choices_of_the_users_own(monkeypatch, tmp_path) -> None:
     assert list(tmp_path.glob("out/synthetic-mlp/mine-s0-*/record.jsonl"))
     assert "did you mean mine?" in str(call(monkeypatch, own, "sampler=minee"))
     assert "did you mean optimizer.lr" in str(call(monkeypatch, own, "sampler=mine", "optimizer.lrr=1"))
+
+
+def test_help_says_which_yaml_cannot_be_read(monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "sampler" / "folder.yaml").mkdir(parents=True)
+    (tmp_path / "sampler" / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "sampler" / "bytes.yaml").write_bytes(b"# caf\xe9")
+    assert call(monkeypatch, f"--config-dir={tmp_path}", "--help") is None
+    said = capsys.readouterr().out
+    for name, reason in (("folder", "Is a directory"), ("gone", "No such file"), ("bytes", "'utf-8' codec")):
+        assert f"\n  {name:<28} cannot be read: {reason}" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"RANK": "", "WORLD_SIZE": ""}, None),
+        ({"RANK": "1"}, "isbench: RANK=1: must be a whole number from 0 to 0"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "isbench: WORLD_SIZE=two: must be a whole number"),
+    ],
+)
+def test_odd_variables_of_launchers(variables: dict[str, str], complaint: str | None, monkeypatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    said = call(monkeypatch, "--help")
+    assert (said or "").startswith(complaint or "0") and "\n" not in (said or "")
+
+
+def test_an_experiment_needs_no_folder() -> None:
+    words = ["-m", "experiment=rais_rot_mnist", "+experiment=demo", "experiment=nothing", "arm=rais", "a=experiment=b"]
+    whole = ["-m", "experiment=rais/rais_rot_mnist", *words[2:]]
+    assert explain.whole_names(words) == explain.whole_names(whole) == whole
 
 
 def test_completion_completes() -> None:

@@ -6,7 +6,6 @@ lines are single seeds. Numbers have four significant digits, which is more than
 
 import base64
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,7 @@ from isbench.report.drawings import (
     OVERHEAD,
     RELATIVE,
     Scatter,
+    curve_tables,
     probabilities,
     scatters,
     scores,
@@ -49,13 +49,18 @@ KEYS = {"train_seconds": "seconds", "epoch": "epochs"}  # axes as the switch of 
 POINTS = 400  # of a cloud at most
 
 
-def curves(runs: Runs, data: pd.DataFrame, baseline: str = "uniform") -> list[Chart]:
+def curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
     """Return a chart per data set and model, from the data of its figure and the runs behind them."""
     style_of = styles(runs.runs["arm"])
     return [
         _comparison(each, data[data["dataset"].eq(each.dataset) & data["model"].eq(each.model)], style_of)
-        for each in comparisons(runs, baseline)
+        for each in comparisons(runs)
     ]
+
+
+def chart_of(comparison: Comparison, style_of: dict[str, Style]) -> Chart:
+    """Return the chart of curves that no figure has been drawn of yet."""
+    return _comparison(comparison, pd.concat(curve_tables(comparison), ignore_index=True), style_of)
 
 
 def _comparison(comparison: Comparison, data: pd.DataFrame, style_of: dict[str, Style]) -> Chart:
@@ -249,9 +254,3 @@ CHARTS: dict[str, Callable[[Runs, pd.DataFrame], list[Chart]]] = {
     "overhead_and_gain": curves,
     **{each.__name__: each for each in (gradient_variance, loss_patterns, score_scatter, probability_scatter)},
 }
-
-
-def as_json(chart: Chart) -> str:
-    """Return a chart as JSON that can stand in a page's script element, whatever names it holds."""
-    text = json.dumps(chart, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\N{LINE SEPARATOR}", "\\u2028")

@@ -160,6 +160,12 @@ class Comparison(NamedTuple):
         """Return the arms of which `y` is drawn: differences of all but the baseline."""
         return [arm for arm in self.arms if y is not DIFFERENCE or arm != self.baseline]
 
+    def of(self, arms: Iterable[str], baseline: str) -> "Comparison | None":
+        """Return the curves of some arms, those of `baseline` first; None where they have none."""
+        names = sorted(set(arms) & set(self.arms), key=lambda name: (name != baseline, name))
+        rows = self.rows[self.rows["arm"].isin(names)]
+        return self._replace(rows=rows, arms={arm: self.arms[arm] for arm in names}, baseline=baseline) if names else None
+
     def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""
         return [curve for curve in self.arms[arm] if x is not SECONDS or curve["run_id"].iloc[0] in self.alone]

@@ -3,7 +3,6 @@
 It is made from the inventory and the files of results/ alone, and needs no network: numbers, style and script are inside.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ import pandas as pd
 from isbench.files import PROVENANCE, RUNS, VERDICTS
 from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, rows
 from isbench.report.bars import Bar, bars
-from isbench.report.charts import CHARTS, as_json, examples
+from isbench.report.charts import CHARTS, Chart, examples
 from isbench.report.claims import QUANTITIES
 from isbench.report.inventory import PAPERS, Experiment
-from isbench.report.load import Runs, read_results
+from isbench.report.load import Runs, read_json, read_results
 from isbench.report.methods import AXES, add_bars, methods
 from isbench.report.names import task, written
 from isbench.report.tables import DASH, clocks, p_value
@@ -49,6 +48,7 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         ticks=_ticks(),
         forests={measure: _forest([row for row in found if row.measure == measure]) for measure in MEASURES},
         axes=AXES,
+        first_axis=AXES[0],
         methods=_methods(has_run, runs, results),
         papers=papers,
         cards=[_card(each, runs[each.id], results / each.id, each.id in survivors) for each in has_run],
@@ -143,8 +143,8 @@ def _verdict_on(arm: str, findings: list[dict[str, Any]]) -> str:
 
 
 def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> dict[str, Any]:
-    facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    finished, planned = (runs.runs["status"] == "finished").sum(), facts["planned_runs"]
+    planned = read_json(folder / PROVENANCE, dict, {"planned_runs"})["planned_runs"]
+    finished = (runs.runs["status"] == "finished").sum()
     findings = [
         {
             **each,
@@ -166,12 +166,9 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
     }
 
 
-def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[tuple[dict[str, Any], str]]:
-    """Return the charts of an experiment, and each as JSON."""
-    path = folder / "figure.csv"
-    make = CHARTS.get(experiment.figure)
-    made = make(runs, pd.read_csv(path)) if make and path.is_file() else []
-    return [(chart, as_json(chart)) for chart in made]
+def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[Chart]:
+    path, make = folder / "figure.csv", CHARTS.get(experiment.figure)
+    return make(runs, pd.read_csv(path)) if make and path.is_file() else []
 
 
 def _claim_bar(found: dict[str, Any]) -> Bar:
@@ -192,4 +189,5 @@ def _claim_bar(found: dict[str, Any]) -> Bar:
 
 def _findings(folder: Path) -> list[dict[str, Any]]:
     path = folder / VERDICTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    needed = {"text", "arm", "quantity", "arms", "primary", "p", "ours", "reported", "allowed", "n", "verdict", "rule"}
+    return read_json(path, list, needed) if path.is_file() else []

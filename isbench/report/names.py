@@ -49,7 +49,9 @@ def written(name: str) -> str:
     known = max((key for key in WRITTEN if head == key or head.startswith(f"{key}_")), key=len, default="")
     rest = head.removeprefix(known).strip("_").replace("_", " ")
     text = ", ".join(part for part in (WRITTEN.get(known, ""), rest) if part) if known else rest.capitalize()
-    return f"{text} ({options})" if options else text
+    if not options or options.startswith("at "):  # what was swept
+        return f"{text} {options}".rstrip()
+    return f"{text} ({options})"
 
 
 def counted(number: int, noun: str) -> str:

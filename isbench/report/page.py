@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 
 from isbench.report.bars import bars
-from isbench.report.charts import as_json, curves
-from isbench.report.curves import Style, styles
+from isbench.report.charts import chart_of
+from isbench.report.curves import Style, comparisons, styles
 from isbench.report.load import SETTINGS, Runs
-from isbench.report.measures import headline, verdict
+from isbench.report.measures import common_baseline, headline, verdict
 from isbench.report.methods import AXES
-from isbench.report.names import counted, task, written
-from isbench.report.tables import number, readable, work
+from isbench.report.names import counted, written
+from isbench.report.tables import number, readable, setting_of, work
 from isbench.report.templates import render
 
 # Differences in these make seconds incomparable, or the comparison one of more than samplers.
@@ -27,24 +27,27 @@ TONES = {  # how the style sheet colours a verdict or a status
 WIDEST = 20.0  # the factor to which the bars of speed-ups reach at most
 
 
-def render_page(runs: Runs, table: pd.DataFrame, data: pd.DataFrame, title: str) -> str:
-    """Return the page as one string of HTML that needs no network, from `compare_arms` and the data of the figure."""
+def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
+    """Return the page as one string of HTML that needs no network."""
     style_of = styles(runs.runs["arm"])
-    baseline = table["baseline"].iloc[0]
-    charts = [(chart, as_json(chart)) for chart in curves(runs, data, baseline)]
+    curves = {(each.dataset, each.model): each for each in comparisons(runs)}
     parts: list[dict[str, Any]] = []
-    for (dataset, model), part in table.groupby(["dataset", "model"]):
-        mine = runs.runs[(runs.runs["dataset"] == dataset) & (runs.runs["model"] == model)]
-        title_of_part = task(str(dataset), str(model))
-        seconds, target = part["seconds"].iloc[0], part["target"].iloc[0]
+    for (dataset, model, baseline), part in table.groupby(["dataset", "model", "baseline"]):
+        mine = runs.runs[
+            runs.runs["dataset"].eq(str(dataset)) & runs.runs["model"].eq(model) & runs.runs["arm"].isin(part["arm"])
+        ]
+        comparison = curves.get((str(dataset), str(model)))
+        comparison = comparison and comparison.of(part["arm"], str(baseline))
+        seconds, epochs, target = (part[name].iloc[0] for name in ("seconds", "epochs", "target"))
         parts.append(
             {
-                "title": title_of_part,
+                "title": setting_of(part),
                 "seconds": "" if math.isnan(seconds) else number(seconds),
+                "epochs": "" if math.isnan(epochs) else number(epochs),
                 "target": "" if math.isnan(target) else f"{target:.2%}",
                 "disagreements": disagreements(mine),
                 "arms": _arms(part, style_of),
-                "charts": [each for each in charts if each[0]["title"] == title_of_part],
+                "chart": comparison and chart_of(comparison, style_of),
                 "settings": _settings(mine),
             }
         )
@@ -55,8 +58,9 @@ def render_page(runs: Runs, table: pd.DataFrame, data: pd.DataFrame, title: str)
         headline=headline(table),
         work=work(table),
         notices=runs.notices,
-        baseline=written(baseline),
+        baseline=written(common_baseline(table)),
         axes=AXES,
+        first_axis=AXES[0] if table["epochs"].isna().any() else AXES[-1],
         tones=TONES,
         parts=parts,
         counts=", ".join(f"{count} {status}" for status, count in counts.items()),
@@ -99,7 +103,7 @@ def _arms(part: pd.DataFrame, style_of: dict[str, Style]) -> list[dict]:
             "style": style_of[row["arm"]],
             "is_baseline": row["arm"] == row["baseline"],
             "bar": bar,
-            "sentence": verdict(row).removeprefix(f"{row['arm']}: "),
+            "sentence": verdict(row).partition(": ")[2],
         }
         for cells, (_, row), bar in zip(
             readable(part).to_dict("records"), part.iterrows(), bars(known, True, WIDEST), strict=True
