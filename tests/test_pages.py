@@ -1,4 +1,4 @@
-"""The pages in a real browser: what they show, what their controls do, and that they fit, complain of nothing, fetch nothing."""
+"""The pages in a real browser: what they show, what their controls do, that they fit, complain of nothing, fetch nothing."""
 
 import json
 
@@ -37,9 +37,8 @@ def browser(tmp_path_factory):
 
 def shown(browser, selector):
     """The text of all elements that are drawn."""
-    return browser.run(
-        f"[...document.querySelectorAll({json.dumps(selector)})].filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())"
-    )
+    found = f"[...document.querySelectorAll({json.dumps(selector)})].filter((each) => each.checkVisibility())"
+    return browser.run(f"{found}.map((each) => each.innerText.trim())")
 
 
 def click(browser, selector):
@@ -89,9 +88,8 @@ def test_filters_leave_what_was_asked_for(pages, browser):
         ("size", "published", 0),
         ("size", "smaller", 2),
     ):
-        browser.run(
-            f"{{const s = document.querySelector('[data-filter={choice}]'); s.value = '{value}'; s.dispatchEvent(new Event('change'))}}"
-        )
+        choose = f"const menu = document.querySelector('[data-filter={choice}]'); menu.value = '{value}';"
+        browser.run(f"{{ {choose} menu.dispatchEvent(new Event('change')) }}")
         assert len(shown(browser, "tr[data-paper]")) == left
 
 

@@ -228,9 +228,7 @@ def test_one_seed_claims_nothing(tmp_path):
     assert "no sampler reaches" in headline(table)
 
 
-@pytest.mark.parametrize(
-    ("slopes", "expected"), [((0.01, 0.02), "inconclusive"), ((0.004, 0.0041, 0.0042), "slower")]
-)
+@pytest.mark.parametrize(("slopes", "expected"), [((0.01, 0.02), "inconclusive"), ((0.004, 0.0041, 0.0042), "slower")])
 def test_outcome_follows_the_interval(tmp_path, slopes, expected):
     for seed, slope in enumerate(slopes):
         write_run(tmp_path, "uniform", seed, line(0.015, final=20))

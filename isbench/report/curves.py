@@ -164,7 +164,9 @@ class Comparison(NamedTuple):
         """Return the curves of some arms, those of `baseline` first; None where they have none."""
         names = sorted(set(arms) & set(self.arms), key=lambda name: (name != baseline, name))
         rows = self.rows[self.rows["arm"].isin(names)]
-        return self._replace(rows=rows, arms={arm: self.arms[arm] for arm in names}, baseline=baseline) if names else None
+        return (
+            self._replace(rows=rows, arms={arm: self.arms[arm] for arm in names}, baseline=baseline) if names else None
+        )
 
     def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""

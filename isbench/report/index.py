@@ -1,6 +1,6 @@
 """results/index.html: the answer, every method beside uniform sampling, and a card for each published table or figure.
 
-It is made from the inventory and the files of results/ alone, and needs no network: numbers, style and script are inside.
+It is made from the inventory and the files of results/ alone. Numbers, style and script are inside: it needs no network.
 """
 
 from collections import Counter

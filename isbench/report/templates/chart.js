@@ -34,7 +34,7 @@ function ticks(low, high, isLog, count) {
   }
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((digit) => digit * power).find((each) => each >= rough);
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high * (1 + 1e-9); i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high * (1 + 1e-9); i++) found.push(i * step || 0);
   return found;
 }
 
@@ -201,7 +201,8 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const buttons = [...figure.querySelectorAll(".lines button")], plots = figure.querySelector(".plots");
   const draw = () => {
     const hidden = new Set(buttons.flatMap((button, i) => isPressed(button) ? [] : [i]));
-    const room = plots.clientWidth, columns = Math.max(1, Math.min(chart.panels.length, Math.floor(room / 380)));
+    const room = plots.clientWidth, most = Math.max(1, Math.floor((room + 24) / 364)), count = chart.panels.length;
+    const columns = Math.ceil(count / Math.ceil(count / most));  // as many as fit, and rows that are as full as each other
     const width = Math.floor((room - 24 * (columns - 1)) / columns);
     if (width > 100) plots.replaceChildren(...chart.panels.map((panel) =>
       panel.points ? drawCloud(chart, panel, width) : drawLines(chart, panel, width, hidden)));
