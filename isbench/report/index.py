@@ -3,6 +3,7 @@
 It is made from the inventory and the files of results/ alone. Numbers, style and script are inside: it needs no network.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ TONES = {  # how the style sheet colours a verdict or an outcome; the others hav
     **dict.fromkeys(("refuted", "opposite", "worse"), "bad"),
     **dict.fromkeys(("smaller", "larger", "inconclusive"), "between"),
 }
-TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the answer's bars, which reach no further
+SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))  # of the answer
 
 
 def render_index(inventory: Sequence[Experiment], results: Path) -> str:
@@ -45,7 +46,6 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         tally=tally(inventory, results),
         measures=MEASURES,
         shown=ERROR,
-        ticks=_ticks(),
         forests={measure: _forest([row for row in found if row.measure == measure]) for measure in MEASURES},
         axes=AXES,
         first_axis=AXES[0],
@@ -99,25 +99,22 @@ def tally(inventory: Sequence[Experiment], results: Path) -> str:
     )
 
 
-def _forest(found: list[Row]) -> list[tuple[Row, str, Bar]]:
-    """Return the rows of one measure with the name of the method and a bar, all on one scale."""
-    places = [{"value": row.ratio, "low": row.low, "high": row.high} for row in found]
-    return [
-        (row, f"{written(row.method)} on {task(row.dataset, row.model)}", bar)
-        for row, bar in zip(found, _on_scale(places), strict=True)
-    ]
-
-
-def _on_scale(places: list[dict[str, float | None]]) -> list[Bar]:
-    """Return bars of ratios on the scale of the answer, the same for all its measures."""
-    ends: list[dict[str, float | None]] = [{"value": TICKS[0]}, {"value": TICKS[-1]}]
-    return bars([*places, *ends], is_ratio=True, widest=TICKS[-1])[:-2]
-
-
-def _ticks() -> list[tuple[str, float | None]]:
-    """Return what stands above the bars of the answer, and where."""
-    names = [f"{tick:g}\N{MULTIPLICATION SIGN}" if tick >= 1 else f"1/{1 / tick:g}" for tick in TICKS]
-    return [(name, bar.value) for name, bar in zip(names, _on_scale([{"value": tick} for tick in TICKS]), strict=True)]
+def _forest(found: list[Row]) -> dict[str, Any]:
+    """Return the rows of one measure with a bar each, on the closest of SCALES that holds them all, and its ticks."""
+    numbers = [abs(math.log(value)) for row in found for value in (row.ratio, row.low, row.high) if 0 < value < math.inf]
+    scale = next((scale for scale in SCALES if max(numbers, default=0) <= math.log(scale[-1])), SCALES[-1])
+    places: list[dict[str, float | None]] = [{"value": row.ratio, "low": row.low, "high": row.high} for row in found]
+    ticks: list[dict[str, float | None]] = [{"value": tick} for tick in scale]
+    drawn = bars([*places, *ticks], is_ratio=True, widest=scale[-1])
+    texts = [f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in scale]
+    return {
+        "ticks": [(text, bar.value) for text, bar in zip(texts, drawn[len(found) :], strict=True)],
+        "even": drawn[len(found) + scale.index(1.0)].value,
+        "rows": [
+            (row, f"{written(row.method)} on {task(row.dataset, row.model)}", bar)
+            for row, bar in zip(found, drawn, strict=False)
+        ],
+    }
 
 
 def _methods(has_run: Sequence[Experiment], runs: dict[str, Runs], results: Path) -> list[dict[str, Any]]:

@@ -78,10 +78,10 @@ def _points(difference: Finding) -> str:
 
 
 def add_bars(found: list[Method]) -> None:
-    """Give every difference in test error a bar, all on one scale, five points to each side of none."""
+    """Give every difference in test error a bar, all on one scale, two points to each side of none."""
     measured = [at for method in found for at in method.at.values()]
     rows = [
         {"value": at["difference"], "low": at["bounds"][0], "high": at["bounds"][1], "neutral": 0.0} for at in measured
     ]
-    for at, bar in zip(measured, bars(rows, is_ratio=False, widest=5.0), strict=True):
+    for at, bar in zip(measured, bars(rows, is_ratio=False, widest=2.0), strict=True):
         at["bar"] = bar

@@ -47,8 +47,9 @@ def written(name: str) -> str:
     """Return a name as people write it; what follows a known name is set off by a comma, options by brackets."""
     head, _, options = name.partition(" ")
     known = max((key for key in WRITTEN if head == key or head.startswith(f"{key}_")), key=len, default="")
-    rest = head.removeprefix(known).strip("_").replace("_", " ")
-    text = ", ".join(part for part in (WRITTEN.get(known, ""), rest) if part) if known else rest.capitalize()
+    words = head.removeprefix(known).strip("_").split("_")
+    rest = " ".join(WRITTEN[word] if WRITTEN.get(word, "").isupper() else word for word in words)
+    text = ", ".join(part for part in (WRITTEN.get(known, ""), rest) if part) if known else rest[:1].upper() + rest[1:]
     if not options or options.startswith("at "):  # what was swept
         return f"{text} {options}".rstrip()
     return f"{text} ({options})"
