@@ -37,7 +37,7 @@ class Row(NamedTuple):
         low, high: its interval over seeds, NaN for one seed.
         level: of the interval; below 0.95 it decides nothing.
         n: paired seeds.
-        outcome: BETTER or WORSE where the interval excludes 1, else NEITHER; or the rule that keeps it from being judged.
+        outcome: BETTER or WORSE where the interval excludes 1, else NEITHER; or the rule that keeps it from the counts.
         text: ratio and interval as they are written everywhere.
     """
 
@@ -121,19 +121,20 @@ def _outcome(centre: Centre) -> str:
 
 
 def answer(found: Sequence[Row]) -> str:
-    """Return the answer in one sentence: yes only where a test error is lower, or a target is reached in fewer seconds."""
-    errors, speedups = (_counted(found, measure) for measure in (ERROR, SPEEDUP))
-    outcomes = Counter(row.outcome for row in errors)
-    sooner = sorted((row for row in speedups if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
+    """Return the answer in one sentence. It is no unless a test error is lower, or a target is reached in less time."""
+    errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
     if not errors:
         return "Nothing is known yet: no method and uniform sampling have two paired seeds."
-    is_shown = outcomes[BETTER] or any(row.axis == "seconds" for row in sooner)
-    best = f" ({written(sooner[0].method)} on {written(sooner[0].dataset)}: {_in_words(sooner[0])})" if sooner else ""
+    sooner = sorted((row for row in speedups if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
+    lower, higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (BETTER, WORSE, NEITHER))
+    lower_losses = sum(row.outcome == BETTER for row in losses)
+    is_shown = lower or any(row.axis == "seconds" for row in sooner)
     return (
         f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
-        f"sampling at an equal budget, {outcomes[BETTER]} end with a lower test error, {outcomes[WORSE]} with a higher "
-        f"one and {outcomes[NEITHER]} without a clear difference, and {len(sooner)} of {len(speedups)} reach a target "
-        f"sooner{best}."
+        f"sampling at an equal budget, {_count(lower, 'ends', 'end')} with a lower test error, {higher} with a higher "
+        f"one and {unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
+        f"and {_count(len(sooner), 'reaches', 'reach')} a target sooner, of {len(speedups)} that have one"
+        f"{_in_words(sooner[0]) if sooner else ''}."
     )
 
 
@@ -143,10 +144,11 @@ def reading(found: Sequence[Row]) -> str:
     budgets = Counter(row.axis for row in errors if row.is_counted)
     left_out = Counter(row.outcome for row in errors if not row.is_counted)
     equal = " and ".join(f"{count} in {axis}" for axis, count in budgets.most_common())
-    without = ", ".join(f"{count} {why}" for why, count in left_out.most_common())
+    why = {rule.name: rule.sentence for rule in RULES}
+    without = ", ".join(f"{count} because {why[name]}" for name, count in left_out.most_common())
     return (
-        f"A comparison is one method on one task with at least two paired seeds; budgets are counted in their own "
-        f"unit ({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: "
+        f"A comparison is one method on one task with at least two paired seeds; budgets are counted in their own unit "
+        f"({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: "
         "none is corrected for the number of comparisons."
     )
 
@@ -155,6 +157,11 @@ def _counted(found: Sequence[Row], measure: str) -> list[Row]:
     return [row for row in found if row.measure == measure and row.is_counted]
 
 
+def _count(count: int, singular: str, plural: str) -> str:
+    return f"{count} {plural}" if count > 1 else f"{count or 'none'} {singular}"
+
+
 def _in_words(row: Row) -> str:
     interval = f"95 % interval {number(row.low)} to {number(row.high)}"
-    return f"uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval}"
+    where = f"{written(row.method)} on {written(row.dataset)}"
+    return f" ({where}: uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval})"

@@ -158,7 +158,7 @@ def _training_images(start: dict[str, Any]) -> Any:
     options = {key: value for key, value in node.items() if key not in others}
     source = locate(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
     if source.checksum() != start["data"]["checksum"]:
-        raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")
+        raise UserError(f"the data set {node['name']} here is not the one that was trained on")
     return source.train_inputs.numpy()
 
 

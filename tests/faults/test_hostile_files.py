@@ -165,7 +165,7 @@ class Page(HTMLParser):
         assert not (self.is_script and "harm(1)" in data)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.is_script = tag == "script"
+        self.is_script = tag == "script" and ("type", "application/json") not in attributes
         for name, value in attributes:
             assert not name.startswith("on") and not (value or "").startswith("javascript:"), (tag, name, value)
 

@@ -49,13 +49,14 @@ function scale(values, isLog, start, end) {
 function visible(chart, panel, hidden) {
   const axes = new Set(panel.lines.flatMap((line) => Object.keys(line.axes)));
   const axis = axes.has(chosenAxis()) ? chosenAxis() : [...axes][0];
-  const lines = panel.lines.filter((line) => !hidden.has(line.line) && line.axes[axis]?.mean.length).map((line) => {
+  const lines = panel.lines.filter((line) => !hidden.has(line.line) && line.axes[axis]?.mean).map((line) => {
     const { name, colour, dash, seeds } = chart.lines[line.line], band = line.axes[axis];
     const runs = line.seeds.map((y, i) => (seeds[i][axis] || []).map((x, k) => [x, y[k]]).filter((point) => known(point[1])));
-    const points = places(band).map((x, i) => ({ x, mean: band.mean[i], low: band.low?.[i], high: band.high?.[i] }));
+    const points = places(band).map((x, i) => ({ x, mean: band.mean[i], low: band.low?.[i], high: band.high?.[i] }))
+      .filter((point) => known(point.mean));
     return { name, colour, dash, n: line.n, hasBand: Boolean(band.low), points, runs: runs.filter((run) => run.length) };
   });
-  return { axis, label: chart.axes[axis], lines };
+  return { axis, label: chart.axes[axis], lines: lines.filter((line) => line.points.length) };
 }
 
 // Limits hold means and seeds; of a band no more than half as much again. Differences begin large: the first quarter does not count.
