@@ -103,7 +103,7 @@ def test_a_diverged_run_ranks_worst(three):
     for quantity, worst in (("test_error_difference", -math.inf), ("test_error_ratio", 0), ("time_overhead", math.inf)):
         finding = found(three, quantity)
         assert worst in (finding.centre.low, finding.centre.high)
-        assert finding.n == 4 and "1 diverged of 4 seeds" in finding.sentence
+        assert finding.n == 4 and "1 of 4 seeds diverged" in finding.sentence
     ratio = found(three, "test_error_ratio", smallest=1.05)
     assert ratio.verdict == "inconclusive", "three seeds better, one lost: 87.5 % alone"
     early = found(three, "test_error_difference", at=2)

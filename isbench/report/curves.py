@@ -196,11 +196,11 @@ class Comparison(NamedTuple):
         return len(later) > 0 and known.min() > 0 and later.max() > 4 * later.min()
 
     def skips_start(self, y: Column) -> bool:
-        """Say whether the untrained network would take more than a third of the axis."""
+        """Say whether the untrained network would take more than a quarter of the axis."""
         known = self.rows[["updates", y.column]].dropna()
         values = np.log(known[y.column]) if self.is_log(y) else known[y.column]
         later = values[known["updates"] > 0]
-        return len(later) > 1 and bool(np.ptp(values) > 1.5 * np.ptp(later) > 0)
+        return len(later) > 1 and bool(np.ptp(values) > 4 / 3 * np.ptp(later) > 0)
 
     def band(self, arm: str, x: Column, y: Column) -> Band:
         """Return an arm's mean, with its band."""

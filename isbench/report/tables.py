@@ -18,7 +18,7 @@ def number(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return DASH
     if math.isinf(value):
-        return "\N{INFINITY}"
+        return f"{MINUS if value < 0 else ''}\N{INFINITY}"
     decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
