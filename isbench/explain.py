@@ -109,11 +109,7 @@ def check_marks() -> None:
     """
     for path in folder.rglob("*.yaml") if (folder := own_folder()) else ():
         with suppress(OSError):  # Hydra says so if it is chosen
-            if path.is_file() and path.read_bytes()[:2] in (
-                codecs.BOM_UTF8[:2],
-                codecs.BOM_UTF16_LE,
-                codecs.BOM_UTF16_BE,
-            ):
+            if path.is_file() and path.read_bytes().startswith((codecs.BOM_UTF8, codecs.BOM_LE, codecs.BOM_BE)):
                 raise ConfigError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
 
 

@@ -207,9 +207,9 @@ def test_help_says_which_yaml_cannot_be_read(monkeypatch, tmp_path, capsys) -> N
 def test_odd_variables_of_launchers(variables: dict[str, str], complaint: str | None, monkeypatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
     said = call(monkeypatch, "--help")
-    assert (said or "").startswith(complaint or "0") and "\n" not in (said or "")
+    assert said is complaint is None or (complaint and said and said.startswith(complaint) and "\n" not in said)
 
 
 def test_words_are_taken_as_they_are_meant() -> None:
