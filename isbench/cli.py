@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 import isbench.openmp  # noqa: F401  # before torch
 from isbench.config import validate
 from isbench.errors import ConfigError, GridFailed, Interrupted
-from isbench.explain import MISTAKES, PLAIN, explain, help_text, whole_names
+from isbench.explain import MISTAKES, PLAIN, as_meant, check_marks, explain, help_text
 from isbench.files import RECORD
 from isbench.nodes import config_folder
 from isbench.place import place
@@ -62,7 +62,7 @@ def command() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return
-    sys.argv[1:] = whole_names(sys.argv[1:])
+    sys.argv[1:] = as_meant(sys.argv[1:])
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # wherever it stands
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
@@ -70,6 +70,7 @@ def command() -> None:
     failures.clear()
     try:
         check_flags()
+        check_marks()
         application()
     except Interrupted as stop:
         sys.exit(f"isbench: {stop}; the same command continues it")

@@ -23,11 +23,12 @@ from omegaconf import OmegaConf
 import isbench
 from isbench import explain
 from isbench.config import config_folder, on_device, recorded, run_folder
-from isbench.errors import ConfigError, UserError
+from isbench.errors import ConfigError, Interrupted, UserError
 from isbench.grid import status
 from isbench.grid import sweeper as grid
 from isbench.grid.jobs import check_distinct, compose_grid, words_for
 from isbench.grid.jobs import expand as expand_grid
+from isbench.grid.kept import collected_runs
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
@@ -267,6 +268,22 @@ def test_mistakes_with_slurm_are_one_line(words: list[str], complaint: str, monk
     assert said is not None and said.startswith(f"isbench: {complaint}") and "\n" not in said
 
 
+def test_a_node_that_cannot_ask_slurm_leaves_the_run_to_the_same_command(monkeypatch) -> None:
+    from isbench.grid import slurm
+
+    def refuse(*options: str) -> list:
+        raise UserError("no SLURM here")
+
+    def stop(*arguments: object) -> None:
+        raise Interrupted("stopped after update 7")
+
+    monkeypatch.setattr(slurm, "squeue", refuse)
+    monkeypatch.setattr(slurm.submitit_launcher.SlurmLauncher, "__call__", stop)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(job_id="3"))
+    with pytest.raises(SystemExit, match=r"stopped after update 7.*\(no SLURM here\); the same command continues it"):
+        object.__new__(slurm.SlurmLauncher)([], 0, {})
+
+
 def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> None:
     taken = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: taken.append(number))
@@ -351,6 +368,7 @@ def test_a_foreign_table_of_results_is_named(number: int, monkeypatch, tmp_path:
         pandas.DataFrame(foreign[number]).to_parquet(path)
     else:
         path.write_bytes(b"PAR1, and then nothing")
+    collected_runs.cache_clear()
     said = call(monkeypatch, "-m", *TINY, "group=mine", "seed=0")
     if "None" in str(foreign[number : number + 1]):
         assert said is None, "a run without an id is nobody's"

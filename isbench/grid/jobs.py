@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isbench.config import GROUPS, RunConfig, on_device, run_folder, run_id, validate
 from isbench.errors import ConfigError
-from isbench.explain import flat, whole_names
+from isbench.explain import as_meant, flat
 from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
 from isbench.grid.queue import SlurmJob
@@ -103,7 +103,7 @@ class Job:
 
 def compose_grid(words: Sequence[str]) -> tuple[DictConfig, list[Job]]:
     """Return what `python -m isbench -m WORDS` starts from, not checked yet, and its jobs, without running them."""
-    words = whole_names(words)
+    words = as_meant(words)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

@@ -46,7 +46,7 @@ def report(
         out.mkdir(parents=True, exist_ok=True)
         write_comparison(runs, table, out)
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
-        print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
+        print(escaped(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}"), flush=True)
         page = out / "report.html"
         title = title or f"Importance sampling: {folder.resolve().name}"
         page.write_text(render_page(runs, table, escaped(title)), encoding="utf-8")
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UserError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"report: {page}")
+    print(escaped(f"report: {page}"))
     return 0
 
 

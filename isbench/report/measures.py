@@ -3,8 +3,8 @@
 Curves are interpolated linearly between evaluations and never extrapolated. All methods are compared within one data
 set and model, paired by seed. A run that misses the target is counted, never dropped: its time is at least what it ran.
 Intervals are Student-t at 95 % over seeds, of ratios on their logs. Where a value is known by bounds alone, or a run
-diverged, they are those of the median, from ranks. Where no run had the machine to itself, seconds say nothing: runs are
-compared at equal epochs.
+diverged, they are those of the median, from ranks. Where no run had the machine to itself, seconds say nothing, and
+runs are compared at equal epochs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -95,10 +95,10 @@ def check_new(path: Path) -> None:
     Raises:
         SystemExit: it cannot, or something is there already.
     """
-    if path.exists() or path.is_symlink():
-        kind = "is a folder" if path.is_dir() else "is there already"
-        sys.exit(f"isbench: {path}: {kind}; name a new file")
     try:
+        if path.exists() or path.is_symlink():
+            kind = "is a folder" if path.is_dir() else "is there already"
+            sys.exit(f"isbench: {path}: {kind}; name a new file")
         write_whole(path)
         path.unlink()
     except OSError as error:
