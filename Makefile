@@ -16,9 +16,14 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then write the report (under 4 minutes)
-	@echo "demo: 3 samplers x 3 seeds, 12 s of training each, on data that comes with the packages"
+	@echo "demo: how many updates do three samplers make in the same 12 s of training, and what do they reach?"
 	@$(BIN)/python -m isbench -m experiment=demo group=my_demo  # runs of the group demo are kept in results/
-	@$(BIN)/python -m isbench.report runs/my_demo
+	@$(BIN)/python -m isbench.report runs/my_demo --target 0.04 --title "The demo: three samplers in the same seconds"
+	@echo; echo "next:"
+	@echo "  open runs/my_demo/report/report.html in a browser"
+	@echo "  reproduce a part of a published figure (about 9 minutes):"
+	@echo "    $(BIN)/python -m isbench -m experiment=is/is_mnist_small arm=uniform,upper_bound group=mine"
+	@echo "  write a sampler of your own, one file and one yaml: docs/add_a_sampler.md"
 
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
@@ -59,6 +64,6 @@ lock: ## renew the pinned requirement files (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt
 	uv pip compile pyproject.toml --extra finetune -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/finetune.txt
 
-clean: ## delete the environment, caches and runs
-	rm -rf .venv runs build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+clean: ## delete the environment and caches; runs/ and data/ stay
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

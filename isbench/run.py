@@ -6,9 +6,10 @@ loop itself is `isbench.loop.train`; all that happens here happens while the clo
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
@@ -27,6 +28,7 @@ from isbench.recording.console import Console
 from isbench.recording.environment import environment
 from isbench.recording.record import (
     ENDED,
+    MOST_CPU_WAIT,
     Outcome,
     Record,
     Row,
@@ -127,12 +129,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")
+        lock = open(folder / LOCK, "a+")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
         if not locks.take(lock):
-            raise InUse(f"{folder} is in use by another process")
+            lock.seek(0)
+            raise InUse(f"{folder} is in use by another process, on its machine number {lock.read(20) or 'unknown'}")
+        with suppress(OSError):  # on a full disk it stays empty
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield
 
 
@@ -212,6 +218,8 @@ class Attempt:
         rows = effective_rows(read_rows(self.folder / RECORD))
         earlier = [row for row in rows if row["updates"] <= self.progress.updates]
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
+        self.waited_before = sum(row.get("cpu_wait", math.nan) * row["train_seconds"] for row in earlier[-1:])
+        self.is_warned = False
         self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
         self.append(
             "start",
@@ -294,6 +302,7 @@ class Attempt:
             test_loss=test_loss,
             test_error=test_error,
             concurrent_runs=self.concurrent_runs(),
+            cpu_wait=self.cpu_wait(),
             **{f"sampler/{name}": value for name, value in parts.sampler.diagnostics().items()},
         )
         self.sink.log(row)
@@ -338,6 +347,21 @@ class Attempt:
     def append(self, kind: str, **values: Any) -> Row:
         """Add a row to the record, on all ranks or none."""
         return self.ranks.attempt(lambda: self.record.append(kind, **values))
+
+    def cpu_wait(self) -> float:
+        """Return the share of the training seconds in which a thread waited for a core; warn where it is large."""
+        waited = self.waited_before + self.ranks.largest(self.parts.clock.core_wait.seconds)
+        share = waited / self.progress.seconds if self.progress.seconds else 0.0
+        if share > MOST_CPU_WAIT and self.progress.seconds > 1 and not self.is_warned:
+            self.is_warned = True
+            log.warning(
+                "%s: other programs take its cores: it has waited for one during %.0f %% of its %.0f s, which a report "
+                "will not compare",
+                self.folder.name,
+                100 * share,
+                self.progress.seconds,
+            )
+        return share
 
     def concurrent_runs(self) -> int:
         """Return the largest number of runs, this one included, that have trained on this device at once so far."""

@@ -1,6 +1,7 @@
 """Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ torch.set_num_threads(1)
 SAMPLERS = sorted(path.stem for path in (config_folder() / "sampler").glob("*.yaml"))
 TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
 LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
-MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
+MACHINE = ("attempt", "train_seconds", "concurrent_runs", "cpu_wait")  # what two equal runs need not share
 
 
 def tiny_overrides(sampler: str) -> list[str]:
@@ -72,10 +73,12 @@ def wait_for_rows(folder: Path, count: int) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from all tests but those in tests/gpu, and from the processes that they start.
+    """Hide GPUs from all tests but those in tests/gpu, and let Ctrl-C reach the processes that tests start.
 
-    Those are about the CPU, whose bits, clock and name must be the same on every machine.
+    Those are about the CPU, whose bits, clock and name must be the same on every machine. A script or nohup lets what
+    it starts in the background ignore SIGINT, and that would be inherited.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -6,15 +6,27 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "isbench"
 # The spine, from its top to its foot: what each part of the package may import of those below it.
-FOOT = {"errors", "types", "locks", "files", "progress_bar"}
+FOOT = {"errors", "types", "locks", "files", "progress_bar", "place", "terminal"}
 PARTS = FOOT | {"signals", "models", "data", "training"}
 SPINE = {
     "__main__": {"cli"},
     "status": {"grid"},
     "spend": {"grid"},
-    "cli": {"openmp", "errors", "files", "config", "nodes", "explain", "grid", "run", "recording"},
-    "report": {"errors", "files", "config", "nodes", "explain", "grid", "recording"},
-    "grid": {"errors", "locks", "files", "config", "nodes", "explain", "recording", "training", "build", "run"},
+    "cli": {"openmp", "errors", "files", "place", "terminal", "config", "nodes", "explain", "grid", "run", "recording"},
+    "report": {"errors", "files", "terminal", "config", "nodes", "explain", "grid", "recording"},
+    "grid": {
+        "errors",
+        "locks",
+        "files",
+        "terminal",
+        "config",
+        "nodes",
+        "explain",
+        "recording",
+        "training",
+        "build",
+        "run",
+    },
     "testing": PARTS | {"config", "nodes", "samplers", "build", "loop"},
     "studies": PARTS | {"openmp", "config", "samplers", "build", "loop", "run", "recording"},
     "run": PARTS | {"config", "samplers", "build", "loop", "recording"},
@@ -33,6 +45,8 @@ SPINE = {
     "signals": {"types", "models"},
     "models": {"types", "errors"},
     "locks": {"errors"},
+    "place": {"errors"},
+    "terminal": set(),
     "openmp": set(),
     "progress_bar": set(),
     "files": set(),

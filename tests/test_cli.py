@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isbench import cli
+from isbench import cli, explain
 from isbench.config import CHOSEN, DEFAULTS, GROUPS, config_folder
 from isbench.explain import flat
 from tests.conftest import TINY
@@ -184,6 +184,57 @@ def test_choices_of_the_users_own(monkeypatch, tmp_path) -> None:
     assert list(tmp_path.glob("out/synthetic-mlp/mine-s0-*/record.jsonl"))
     assert "did you mean mine?" in str(call(monkeypatch, own, "sampler=minee"))
     assert "did you mean optimizer.lr" in str(call(monkeypatch, own, "sampler=mine", "optimizer.lrr=1"))
+
+
+def test_help_says_which_yaml_cannot_be_read(monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "sampler" / "folder.yaml").mkdir(parents=True)
+    (tmp_path / "sampler" / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "sampler" / "bytes.yaml").write_bytes(b"# caf\xe9")
+    assert call(monkeypatch, f"--config-dir={tmp_path}", "--help") is None
+    said = capsys.readouterr().out
+    for name, reason in (("folder", "Is a directory"), ("gone", "No such file"), ("bytes", "'utf-8' codec")):
+        assert f"\n  {name:<28} cannot be read: {reason}" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"RANK": "", "WORLD_SIZE": ""}, None),
+        ({"RANK": "1"}, "isbench: RANK=1: must be a whole number from 0 to 0"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "isbench: WORLD_SIZE=two: must be a whole number"),
+    ],
+)
+def test_odd_variables_of_launchers(variables: dict[str, str], complaint: str | None, monkeypatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    said = call(monkeypatch, "--help")
+    assert said is complaint is None or (complaint and said and said.startswith(complaint) and "\n" not in said)
+
+
+def test_words_are_taken_as_they_are_meant() -> None:
+    words = ["-m", "experiment=rais_rot_mnist", "+experiment=demo", "experiment=nothing", "arm=rais", "a=experiment=b"]
+    assert explain.as_meant(words) == ["-m", "experiment=rais/rais_rot_mnist", *words[2:]]
+    texts = [
+        "group=2026_11_26",
+        "group=7",
+        "group=-1",
+        "logging.project=1e3",
+        "runs_dir=1.50",
+        "group=v1.5",
+        "seed=1_0",
+    ]
+    meant = ["group='2026_11_26'", "group=7", "group='-1'", "logging.project='1e3'", "runs_dir='1.50'", *texts[5:]]
+    assert explain.as_meant(texts) == meant
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_yaml_with_a_byte_order_mark_is_named(encoding: str, monkeypatch, tmp_path) -> None:
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("# @package _global_\ngroup: mine\n", encoding=encoding)
+    said = call(monkeypatch, f"--config-dir={tmp_path}", "experiment=mine")
+    assert said == f"isbench: {path}: begins with a byte order mark; save it as UTF-8 without one"
 
 
 def test_completion_completes() -> None:

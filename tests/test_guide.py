@@ -406,7 +406,7 @@ def test_the_library_needs_little(sampler: str) -> None:
 
 
 def test_a_method_whose_packages_are_missing_says_so() -> None:
-    assert {"numba", "scipy", "hydra", "wandb", "plotly", "pandas", "submitit", "torchvision"} <= absent()
+    assert {"numba", "scipy", "hydra", "wandb", "pandas", "submitit", "torchvision"} <= absent()
     code = BLOCKED.format(absent=absent(), seconds=5) + (
         "try: isbench.attach('prioritized', num_examples=96, batch_size=8, updates=3)\n"
         "except Exception as error: print(error)\n"

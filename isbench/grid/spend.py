@@ -25,6 +25,7 @@ from isbench.errors import ConfigError
 from isbench.explain import MISTAKES, explain
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.status import NOTHING_LEFT, duration, left, stand
+from isbench.terminal import outlive_terminal
 
 OVERHEAD = 15.0  # seconds of a process besides training, until this call has measured its own
 GRACE = 20.0  # seconds that a run has to write its checkpoint
@@ -41,6 +42,7 @@ class Missing:
 
 def main() -> None:
     """Run the command line."""
+    outlive_terminal()
     parser = argparse.ArgumentParser(prog="python -m isbench.spend", description="Spend a given time on missing runs.")
     parser.add_argument("list", type=Path, metavar="LIST", help="a file: in each line the words of a grid")
     parser.add_argument("minutes", type=float, nargs="?", help="to spend; without, what is missing is shown")

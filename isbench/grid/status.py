@@ -27,6 +27,7 @@ from isbench.grid.kept import collected_runs
 from isbench.grid.queue import SlurmJob, queued
 from isbench.nodes import nearest
 from isbench.recording.record import ENDED, UNIT_COLUMNS, Row, effective_rows, read_rows
+from isbench.terminal import outlive_terminal
 
 NOTHING_LEFT = (*ENDED, "skipped")
 STATUSES = (*NOTHING_LEFT, "failed", "running", "queued", "interrupted", "missing")
@@ -50,6 +51,7 @@ class Standing:
 
 def main() -> None:
     """Run the command line."""
+    outlive_terminal()
     parser = argparse.ArgumentParser(prog="python -m isbench.status", description="How far experiments have come.")
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="all experiments unless given")
     parser.add_argument("-m", action="store_true", help="the words are those of `python -m isbench -m ...`")

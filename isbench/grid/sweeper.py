@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from isbench.errors import GridFailed, Interrupted, UserError
 from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
+from isbench.grid.kept import RESULTS
 from isbench.grid.queue import queued
 from isbench.recording.record import ENDED
 
@@ -49,7 +50,11 @@ class ArmSweeper(Sweeper):
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
         closed = sum(job.status(queue)[0] in ENDED for job in jobs)
-        print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
+        kept = sum(job.kept is not None for job in jobs)
+        where = (
+            f", {kept} of them in {RESULTS / str(jobs[0].config.group)}: group=NAME trains them anew" if kept else ""
+        )
+        print(f"grid: {closed} of {len(jobs)} runs are finished{where}", file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
         try:
             with stop_on_sigterm():

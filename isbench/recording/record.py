@@ -41,7 +41,11 @@ COLUMNS: tuple[str, ...] = (
     "test_loss",
     "test_error",
     "concurrent_runs",  # the largest number so far on the same device; 1 is alone
+    "cpu_wait",  # seconds for which a thread was ready and had no core, over those of training; NaN is unknown
 )
+
+# Above this `cpu_wait` other programs have slowed a run down so much that its seconds are not its own.
+MOST_CPU_WAIT = 0.1
 
 # The column that counts each unit of a budget.
 UNIT_COLUMNS = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
@@ -171,6 +175,18 @@ def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
     return status
 
 
+def escaped(value: Any) -> Any:
+    """Return what JSON holds with lone surrogates escaped, in all strings: they cannot be written as UTF-8.
+
+    JSON from elsewhere may hold them, and Python has them for bytes of file names that are not UTF-8.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {escaped(key): escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list) else value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -184,6 +200,8 @@ def _finite(value: Any) -> Any:
 def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line.decode())
+        if b"\\ud" in line.lower():
+            row = escaped(row)
     except (ValueError, RecursionError):
         return None
     if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and _is_whole(row.get("attempt"))):

@@ -47,9 +47,17 @@ def written(name: str) -> str:
     """Return a name as people write it; what follows a known name is set off by a comma, options by brackets."""
     head, _, options = name.partition(" ")
     known = max((key for key in WRITTEN if head == key or head.startswith(f"{key}_")), key=len, default="")
-    rest = head.removeprefix(known).strip("_").replace("_", " ")
-    text = ", ".join(part for part in (WRITTEN.get(known, ""), rest) if part) if known else rest.capitalize()
-    return f"{text} ({options})" if options else text
+    words = head.removeprefix(known).strip("_").split("_")
+    rest = " ".join(WRITTEN[word] if WRITTEN.get(word, "").isupper() else word for word in words)
+    text = ", ".join(part for part in (WRITTEN.get(known, ""), rest) if part) if known else rest[:1].upper() + rest[1:]
+    if not options or options.startswith("at "):  # what was swept
+        return f"{text} {options}".rstrip()
+    return f"{text} ({options})"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 run`, `2 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def task(dataset: str, model: str) -> str:
