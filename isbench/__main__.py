@@ -18,7 +18,7 @@ def main() -> None:
     """Run the command line, or say what has to be installed for it."""
     word = sys.argv[1] if sys.argv[1:] else ""
     if word.isalpha() and word not in COMMANDS:
-        sys.exit(f"isbench: {word}: no such command; {nearest(word, COMMANDS)}; values are set by key=value")
+        sys.exit(f"isbench: {word}: neither key=value nor a command; {nearest(word, COMMANDS)}")
     try:
         run = import_module(COMMANDS.get(word, "isbench.cli")).main
     except ModuleNotFoundError as error:

@@ -147,7 +147,9 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto takes a GPU if there is one")
     data_dir: Folder = setting(help="folder of the data sets; the variable ISBENCH_DATA sets it too")
     runs_dir: Folder = setting("runs", help="folder of the records")
-    group: Annotated[str, MaxLen(128)] | None = setting(None, help="folder below runs_dir, and group in W&B: the experiment")
+    group: Annotated[str, MaxLen(128)] | None = setting(
+        None, help="folder below runs_dir, and group in W&B: the experiment"
+    )
     arm: str | None = setting(None, help="line of a table that a run belongs to; arm=a,b narrows a grid")
 
 

@@ -137,11 +137,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_sink(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> WandbSink | NullSink:
+def open_sink(config: RunConfig, folder: Path, facts: Mapping[str, Any], next_step: int = 0) -> WandbSink | NullSink:
     """Open the W&B mirror of a run.
 
     Args:
         facts: what W&B shows beside the configuration.
+        next_step: the first update that no row of earlier attempts is about.
 
     Raises:
         ConfigError: W&B refuses a name, or one of its environment variables.
@@ -159,7 +160,8 @@ def open_sink(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Wand
         "root_dir": str(Path(config.runs_dir, config.group or "")),
     }
     shown = {"run_id": identity, **recorded(config), **facts}
-    return make_sink(config.logging.mode, config.logging.timeout_seconds, folder / RECORD, shown, settings)
+    seconds = config.logging.timeout_seconds
+    return make_sink(config.logging.mode, seconds, folder / RECORD, shown, settings, next_step)
 
 
 @dataclass
@@ -235,8 +237,9 @@ class Attempt:
     def begin(self) -> None:
         """Write this attempt's first row, and open the W&B mirror and the console."""
         config, parts = self.config, self.parts
-        rows = effective_rows(read_rows(self.folder / RECORD))
-        earlier = [row for row in rows if row["updates"] <= self.progress.updates]
+        rows = read_rows(self.folder / RECORD)
+        earlier = [row for row in effective_rows(rows) if row["updates"] <= self.progress.updates]
+        next_step = 1 + max((row["updates"] for row in rows if row["kind"] == "evaluation"), default=-1)
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
         self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
         facts: dict[str, Any] = {
@@ -250,7 +253,7 @@ class Attempt:
         }
         # Before the first row, so that what W&B refuses leaves none.
         self.sink = self.ranks.attempt(
-            lambda: open_sink(config, self.folder, facts) if self.ranks.is_first else NullSink()
+            lambda: open_sink(config, self.folder, facts, next_step) if self.ranks.is_first else NullSink()
         )
         self.append(
             "start",

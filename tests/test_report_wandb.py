@@ -1,11 +1,12 @@
 """Reports from W&B: the same files, to the last byte, as from the local records."""
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import wandb
 
 from isbench.errors import UserError
 from isbench.files import RECORD_COPY
@@ -15,10 +16,17 @@ from isbench.report.__main__ import main, report
 from isbench.report.load import load_runs
 from isbench.report.wandb_runs import load_wandb
 from tests.report_samples import write_run
-from tests.test_wandb_sink import no_account, server  # noqa: F401  fixtures
-from tests.wandb_server import ENTITY, WandbServer
+from tests.wandb_server import ENTITY, ServedRun, WandbServer
 
+pytestmark = pytest.mark.usefixtures("no_account")
 GROUP = f"{ENTITY}/project/mine"
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """W&B keeps the settings that it began with for the life of a process."""
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture
@@ -28,8 +36,8 @@ def records(tmp_path: Path) -> Path:
     for seed in (0, 1):
         write_run(folder, "uniform", seed, [(0, 0.9), (10 / 3, 0.1 + seed / 7), (20 / 3, math.pi / 100)])
         probes = {20: [{"index": 3, "scores": [0.1, 1e-300, 2 / 3], "pairs": [[1, 2.5], []], "of": None}]}
-        curve = [(0, 0.9), (2, 0.2 + 1e-16), (6, 0.03)]
-        write_run(folder, "loss", seed, curve, options={"tau": 1 / 3}, losses=[math.inf, math.nan, 1e308], probes=probes)
+        curve, losses = [(0, 0.9), (2, 0.2 + 1e-16), (6, 0.03)], [math.inf, math.nan, 1e30]
+        write_run(folder, "loss", seed, curve, options={"tau": 1 / 3}, losses=losses, probes=probes)
     write_run(folder, "rais", 0, [(0, 0.9)], status="skipped", reason='does not suit "it"')
     return folder
 
@@ -37,7 +45,12 @@ def records(tmp_path: Path) -> Path:
 def send(record: Path) -> None:
     """Send a run to W&B as training does."""
     rows = read_rows(record)
-    settings = {"project": "project", "run_group": "mine", "run_id": rows[0]["run_id"], "root_dir": str(record.parents[2])}
+    settings = {
+        "project": "project",
+        "run_group": "mine",
+        "run_id": rows[0]["run_id"],
+        "root_dir": str(record.parents[2]),
+    }
     sink = make_sink("online", 60, record, rows[0]["config"], settings)
     for row in rows:
         if row["kind"] == "evaluation":
@@ -46,12 +59,12 @@ def send(record: Path) -> None:
 
 
 def test_a_report_from_wandb_is_that_from_the_records(
-    records: Path, server: WandbServer, tmp_path: Path, monkeypatch, capsys  # noqa: F811
+    records: Path, wandb_server: WandbServer, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(send, sorted(records.rglob("record.jsonl"))))
-    assert len(server.runs) == 5
-    server.runs["going"] = server.runs[next(iter(server.runs))].__class__("project", {"groupName": "mine"})
+    assert len(wandb_server.runs) == 5
+    wandb_server.runs["going"] = ServedRun("project", {"groupName": "mine"})
     monkeypatch.chdir(tmp_path)
     report(str(records), tmp_path / "local")
     assert main([f"wandb:{GROUP}", "--title", "Importance sampling: mine"]) == 0
@@ -67,8 +80,7 @@ def test_a_report_from_wandb_is_that_from_the_records(
     assert "going has no record in W&B" in (tmp_path / "reports" / GROUP / "report.html").read_text()
     local, remote = load_runs(records), load_wandb(GROUP)
     for table in ("rows", "runs", "probes"):
-        assert getattr(local, table).to_dict("split") == pytest.approx(getattr(remote, table).to_dict("split"), nan_ok=True, rel=0, abs=0)
-        assert list(getattr(local, table).dtypes) == list(getattr(remote, table).dtypes)
+        pd.testing.assert_frame_equal(getattr(local, table), getattr(remote, table), check_exact=True)
 
 
 def test_the_last_attempt_counts(tmp_path: Path) -> None:
@@ -92,10 +104,8 @@ def test_the_last_attempt_counts(tmp_path: Path) -> None:
         (f"{ENTITY}/project/other", "has no runs of the group other"),
     ],
 )
-def test_what_is_not_there_is_one_line(place: str, complaint: str, server: WandbServer, capsys) -> None:  # noqa: F811
-    from tests.wandb_server import ServedRun
-
-    server.runs["one"] = ServedRun("project", {"groupName": "mine"})
+def test_what_is_not_there_is_one_line(place: str, complaint: str, wandb_server: WandbServer, capsys) -> None:
+    wandb_server.runs["one"] = ServedRun("project", {"groupName": "mine"})
     assert main([f"wandb:{place}"]) == 1
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1

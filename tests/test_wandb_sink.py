@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from isbench.errors import ConfigError
 from isbench.recording.record import effective_rows, read_rows
 from isbench.recording.wandb_sink import NullSink, WandbSink, flat, make_sink
 from tests.conftest import TINY, compose_config
-from tests.wandb_server import WandbServer, wandb_server
+from tests.wandb_server import WandbServer
 
 CONFIG = {"seed": 3, "sampler": {"name": "loss", "_target_": "module.Loss", "tau": None}, "data": {"checksum": "c0"}}
 FACTS = ("num_parameters", "data", "environment")
@@ -57,6 +56,7 @@ sink.finish("finished", "")
 moments.append(time.monotonic())
 print(json.dumps([[after - before for before, after in zip(moments, moments[1:])], lines]))
 """
+pytestmark = pytest.mark.usefixtures("no_account")
 SWEEP = Path(__file__).resolve().parent.parent / "scripts" / "sweep.yaml"
 # W&B's agent with a sweep file and the values that a server would choose, as JSON; it expands and starts the command.
 AGENT = """
@@ -67,22 +67,6 @@ agent._sweep_command = yaml.safe_load(open(sys.argv[1]))["command"]
 agent._command_run({"run_id": "chosen01", "program": "", "args": json.loads(sys.argv[2])})
 sys.exit(agent._run_processes["chosen01"].wait())
 """
-
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch, tmp_path_factory) -> None:
-    """Hide the W&B settings of whoever runs the tests, and point W&B at a port where nobody listens."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-
-
-def closed_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return listener.getsockname()[1]
 
 
 def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
@@ -99,12 +83,12 @@ def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-def open_sink(folder: Path, mode: str = "offline", seconds: float = 20.0, **changes: Any) -> Any:
+def open_sink(folder: Path, mode: str = "offline", seconds: float = 20.0, next_step: int = 0) -> Any:
     """Open the sink of a run whose record has one line."""
     (folder / "record.jsonl").write_text(f"{RECORD_LINE}\n")
     settings = {"project": "project", "run_group": "group", "run_tags": ["tag"], "run_job_type": "arm"}
-    settings |= {"run_id": "abcd1234", "run_name": "name", "root_dir": str(folder), **changes}
-    return make_sink(mode, seconds, folder / "record.jsonl", CONFIG, settings)
+    settings |= {"run_id": "abcd1234", "run_name": "name", "root_dir": str(folder)}
+    return make_sink(mode, seconds, folder / "record.jsonl", CONFIG, settings, next_step)
 
 
 def use_sink(mode: str, folder: Path, expected: list[dict[str, Any]]) -> subprocess.Popen:
@@ -152,10 +136,10 @@ def ending(records: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> None:
-    attempts = [rows(0, 10, 20), rows(0, 10, 15, 25, attempt=2)]
+    attempts = [rows(0, 10, 20), rows(0, 10, 20, 25, attempt=2)]
     endings = [("interrupted", 1), ("finished", 0)]
     for attempt, (status, _) in zip(attempts, endings, strict=True):
-        sink = open_sink(tmp_path)
+        sink = open_sink(tmp_path, next_step=21 if attempt is attempts[1] else 0)
         assert os.getpgid(sink._process.pid) != os.getpgid(0), "Ctrl-C is for the training process alone"
         processes = processes_of(sink)
         assert len(processes) == 2
@@ -167,17 +151,17 @@ def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> Non
                     os.kill(process, number)
         sink.finish(status, "why")
     files = read_back(tmp_path)
-    assert [history(records) for records in files] == [mirrored(attempt) for attempt in attempts]
+    assert [history(records) for records in files] == [mirrored(attempts[0]), mirrored(attempts[1][3:])]
     assert [ending(records) for records in files] == endings
     for records in files:
         (opening,) = [record["run"] for record in records if record["type"] == "run"]
         assert (opening["project"], opening["run_group"], opening["tags"]) == ("project", "group", ["tag"])
         assert (opening["run_id"], opening["display_name"], opening["job_type"]) == ("abcd1234", "name", "arm")
-        assert not opening.get("resume"), "it replaces what a server has"
+        assert opening["resume"] is True
         assert {key: value for key, value in opening["config"]["update"].items() if key[0] != "_"} == SHOWN
         assert "host" not in opening
         assert "environment" not in [record["type"] for record in records], "it would name paths"
-        metrics = {record["metric"].get("name") or record["metric"]["glob_name"]: record["metric"] for record in records if record["type"] == "metric"}
+        metrics = {record["metric"].get("name"): record["metric"] for record in records if "metric" in record}
         assert {metric["step_metric"] for metric in metrics.values()} == {"train_seconds"}
         assert metrics["updates"]["options"]["hidden"] and "test_error" not in metrics
     saved = [path for path in tmp_path.glob("wandb/offline-run-*/files/**/*") if path.is_file()]
@@ -355,41 +339,45 @@ def test_the_schema_refuses_what_wandb_refuses(key: str, value: Any) -> None:
         assert getattr(compose_config(*TINY, f"logging.{key}={words}").logging, key) == value
 
 
-@pytest.fixture
-def server(monkeypatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv("WANDB_API_KEY", "local" + "0" * 40)
-    with wandb_server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        yield server
-    assert not server.not_understood
-
-
-def test_a_server_has_each_row_once_however_it_came(server: WandbServer, tmp_path: Path, caplog) -> None:
-    """It fails half-way, the printed command sends the run again, and then the run is resumed."""
-    server.breaks_after = 1
-    attempts = [rows(0, 10, 20, 30), rows(0, 10, 15, attempt=2)]
-    sink = open_sink(tmp_path, "online", seconds=6.0)
-    for row in attempts[0]:
+def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **changes: Any) -> None:
+    sink = open_sink(folder, mode, **changes)
+    for row in rows:
         sink.log(row)
-        time.sleep(0.2)
-    sink.finish("finished", "")
+    sink.finish(ending, "")
+
+
+def sync(*words: str) -> None:
+    subprocess.run([WANDB, "sync", *words], check=True, capture_output=True)
+
+
+def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServer, tmp_path: Path, caplog) -> None:
+    expected = rows(0, 10, 20, 30)
+    wandb_server.breaks_after = 2
+    send(tmp_path, "online", expected, "finished")
     (line,) = caplog.messages
-    assert "not complete" in line
-    server.breaks_after = math.inf
-    (run,) = server.runs.values()
-    assert run.lines and not run.files
-    command = shlex.split(line.split("`")[1])
-    subprocess.run([WANDB, *command[1:]], check=True, capture_output=True)
-    (run,) = server.runs.values()
-    assert run.history == mirrored(attempts[0]) and run.exit_code == 0
-    assert run.files == {"isbench.jsonl": f"{RECORD_LINE}\n".encode()}
+    assert line.startswith("W&B's server lacks a part: ")
+    wandb_server.breaks_after = None
+    (part,) = wandb_server.runs.values()
+    lines = list(part.lines)
+    assert len(lines) == 2
+    for _ in range(2):  # the second time W&B finds nothing to send
+        sync(*shlex.split(line.split("`")[1])[2:])
+        (_, whole) = wandb_server.runs.values()
+        assert part.lines == lines and whole.history == mirrored(expected)
+        assert whole.files["isbench.jsonl"] == f"{RECORD_LINE}\n".encode()
+        assert (whole.summary["status"], whole.exit_code) == ("finished", 0)
 
-    sink = open_sink(tmp_path, "online")
-    for row in attempts[1]:
-        sink.log(row)
-    sink.finish("interrupted", "a signal")
-    (run,) = server.runs.values()
-    assert run.history == mirrored(attempts[1]) and run.exit_code == 1
-    assert run.summary["test_error"] == attempts[1][-1]["test_error"]
-    assert (run.summary["status"], run.summary["reason"]) == ("interrupted", "a signal")
+
+@pytest.mark.parametrize("modes", [("online", "online"), ("offline", "offline"), ("offline", "online")])
+def test_a_server_has_each_row_of_a_resumed_run_once(
+    modes: tuple[str, str], wandb_server: WandbServer, tmp_path: Path
+) -> None:
+    """The second attempt begins at update 10 of 20."""
+    send(tmp_path, modes[0], rows(0, 10, 20), "interrupted")
+    send(tmp_path, modes[1], rows(0, 10, 20, 30, attempt=2), "finished", next_step=21)
+    sync(str(tmp_path / "wandb"))
+    (run,) = wandb_server.runs.values()
+    assert [row["updates"] for row in run.history] == [0, 10, 20, 30]
+    assert [row["attempt"] for row in run.history] == ([1, 1, 1, 2] if modes[0] == modes[1] else [2, 2, 2, 2])
+    assert (run.summary["status"], run.exit_code, run.summary["updates"]) == ("finished", 0, 30)
     assert (run.about["groupName"], run.about["jobType"], run.config) == ("group", "arm", SHOWN)

@@ -1,16 +1,13 @@
 """A server on loopback that speaks as much of W&B's protocol as its client asks of isbench's runs.
 
-What it knows of W&B's real server: rows of history stand at the line that the client names; a run that begins without
-`resume` under an id that is taken replaces what was there; with it, the client asks how far the run is and goes on there.
+What it knows of W&B's real server: rows of history stand at the line that the client names, and the client goes on
+after those that the server says it has, whatever they are.
 """
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote
 
@@ -42,7 +39,7 @@ class ServedRun:
 
 
 class WandbServer(ThreadingHTTPServer):
-    """`runs` by id. After `breaks_after` rows it answers everything with an error."""
+    """`runs` by id. Once it has `breaks_after` rows of one, it answers everything with an error."""
 
     daemon_threads = True
 
@@ -50,7 +47,7 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, ServedRun] = {}
-        self.breaks_after: float = float("inf")
+        self.breaks_after: int | None = None
         self.not_understood: list[str] = []
 
     def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -81,9 +78,7 @@ class WandbServer(ThreadingHTTPServer):
 
     def upsert(self, asked: dict[str, Any]) -> dict[str, Any]:
         name = asked["name"]
-        if asked.get("id") is None:
-            self.runs[name] = ServedRun(asked["project"])
-        run = self.runs[name]
+        run = self.runs.setdefault(name, ServedRun(asked["project"]))
         run.about |= {key: value for key, value in asked.items() if value is not None}
         place = {"id": "1", "name": run.project, "entity": {"id": "1", "name": ENTITY}}
         return {**self.progress(name, run), "displayName": run.about.get("displayName"), "project": place}
@@ -157,6 +152,7 @@ class WandbServer(ThreadingHTTPServer):
             if file == "wandb-history.jsonl":
                 assert begun <= len(run.lines), "a gap"
                 run.lines[begun : begun + len(content)] = content
+                run.lines = run.lines[: self.breaks_after]
             elif file == "wandb-summary.json":
                 run.summary = json.loads(content[-1])
         if sent.get("complete"):
@@ -167,16 +163,22 @@ class Handler(BaseHTTPRequestHandler):
     server: WandbServer
 
     def do_POST(self) -> None:
-        sent = json.loads(self.body())
-        if sum(len(run.lines) for run in self.server.runs.values()) > self.server.breaks_after:
+        content = self.body()
+        if self.is_broken():
             self.send_error(500)
+        elif self.path.startswith("/sdk/otel/"):
+            self.reply(b"")  # how W&B's client is used
         elif self.path == "/graphql":
+            sent = json.loads(content)
             operation = re.search(r"(?:query|mutation)\s+(\w+)", sent["query"])
             data = self.server.answer(operation[1] if operation else sent["query"], sent.get("variables") or {})
             self.reply(json.dumps({"data": data}).encode())
         elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-            self.server.stream(found[1], sent)
-            self.reply(b"{}")
+            self.server.stream(found[1], json.loads(content))
+            if self.is_broken():
+                self.send_error(500)
+            else:
+                self.reply(b"{}")
         else:
             self.server.not_understood.append(self.path)
             self.send_error(404)
@@ -190,6 +192,10 @@ class Handler(BaseHTTPRequestHandler):
         _, run, name = unquote(self.path).removeprefix("/").split("/", 2)
         self.reply(self.server.runs[run].files[name])
 
+    def is_broken(self) -> bool:
+        limit = self.server.breaks_after
+        return limit is not None and any(len(run.lines) >= limit for run in self.server.runs.values())
+
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
@@ -201,14 +207,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *values: object) -> None:
         """Say nothing."""
-
-
-@contextmanager
-def wandb_server() -> Iterator[WandbServer]:
-    """Serve until the end of the block."""
-    with WandbServer() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()

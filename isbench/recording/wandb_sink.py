@@ -6,9 +6,10 @@ imports wandb. When a scheduler ends a job it signals all processes, and W&B's s
 process sends them again.
 
 W&B writes to `wandb/` in the folder of the group, a folder for each attempt at a run (`offline-run-*`, or `run-*` where
-a server gets it too), which `wandb sync` can send. Every attempt begins with the rows that the run already has, and
-asks W&B for a new run under the old id, which replaces what was there: so a server that missed a part, or a `wandb sync`
-that comes twice, has each row once. Names of hosts and users, paths and installed packages are left out.
+a server gets it too), which `wandb sync` can send. A server appends what it gets, whether it has it or not. Therefore
+an attempt sends the rows that come after those of earlier attempts, and online those that the server lacks; and a run
+that did not reach its server whole is written to the disk, whole, under an id of its own. Names of hosts and users,
+paths and installed packages are left out.
 """
 
 import json
@@ -60,6 +61,8 @@ class WandbSink:
         record: the run's record, which becomes a file of the W&B run at the end.
         config: shown beside the run, under keys without nesting; see `flat`.
         settings: of `wandb.Settings`, in types that JSON has, among them `root_dir` and `run_id`.
+        next_step: the first that earlier attempts at the run did not reach. On the disk, rows before it are passed
+            over, if there are files of these attempts.
 
     Raises:
         ConfigError: W&B refuses a setting, or one of its environment variables.
@@ -72,9 +75,15 @@ class WandbSink:
         record: Path,
         config: Mapping[str, Any],
         settings: Mapping[str, Any],
+        next_step: int = 0,
     ) -> None:
         self._timeout_seconds = timeout_seconds
-        self._opening = {"record": str(record), "config": flat(config), "settings": settings}
+        self._opening = {
+            "record": str(record),
+            "config": flat(config),
+            "settings": dict(settings),
+            "next_step": next_step,
+        }
         self._sent: list[dict[str, Any]] = []
         state, text = self._open(mode)
         if state == "refused":
@@ -83,7 +92,7 @@ class WandbSink:
         if state == "failed" and mode == "online":
             self._stop()
             self._open("offline")  # waits too: nothing may start inside the clock
-            log.warning("W&B continues offline: %s; `%s` sends the run later", text, self._sync)
+            log.warning("W&B continues offline: %s; `wandb sync %s` sends the run later", text, self._folder)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Send the numbers of an evaluation row, as step `row["updates"]`. Returns at once."""
@@ -93,41 +102,49 @@ class WandbSink:
         self._send({"step": row["updates"], "row": numbers})
 
     def finish(self, status: str, reason: str) -> None:
-        """Close the W&B run. After `timeout_seconds` give up, with one logged line."""
-        deadline = time.monotonic() + self._timeout_seconds
-        self._send({"status": status, "reason": reason})
-        try:
-            code = self._exit_code(deadline)
-            if code not in (0, REFUSED):
-                self._stop()
-                self._start(self._mode)
-                for message in self._sent:
-                    self._messages.put(message)
-                code = self._exit_code(deadline)
-            if code:
-                for line in self._stdout:
-                    self._take(line)
-                log.warning("W&B is not complete: %s; `%s` sends the run later", self._problem, self._sync)
-        except subprocess.TimeoutExpired:
-            log.warning(
-                "W&B was stopped after %g s; `%s` sends what it wrote, the record has every row",
-                self._timeout_seconds,
-                self._sync,
-            )
-        self._stop()
+        """Close the W&B run. After `timeout_seconds` give up, with one logged line.
 
-    @property
-    def _sync(self) -> str:
-        """The command that sends the run to a server, once there is one."""
-        option = "--include-online " if self._mode == "online" else ""
-        return f"wandb sync {option}{self._folder}"
+        What a server did not take is written to the disk, for which it waits as long again.
+        """
+        self._send({"status": status, "reason": reason})
+        problem = self._close()
+        if problem and self._mode == "online":
+            # The server has a part under the old id.
+            self._opening["settings"]["run_id"] += time.strftime("-%Y%m%d%H%M%S")
+            self._open("offline")
+            self._send_again()
+            log.warning("W&B's server lacks a part: %s; `wandb sync %s` sends the whole run", problem, self._folder)
+            problem = self._close()
+        if problem:
+            log.warning("W&B is not complete: %s; `wandb sync %s` sends what it has", problem, self._folder)
 
     def _send(self, message: dict[str, Any]) -> None:
         self._sent.append(message)
         self._messages.put(message)
 
+    def _send_again(self) -> None:
+        for message in self._sent:
+            self._messages.put(message)
+
+    def _close(self) -> str:
+        """Tell the other process that no more rows come, and wait for it to end. Return the problem, if any."""
+        deadline = time.monotonic() + self._timeout_seconds
+        try:
+            code = self._exit_code(deadline)
+            if code not in (0, REFUSED):
+                self._stop()
+                self._start(self._mode)
+                self._send_again()
+                code = self._exit_code(deadline)
+            for line in self._stdout:
+                self._take(line)
+            return self._problem if code else ""
+        except subprocess.TimeoutExpired:
+            return f"it was stopped after {self._timeout_seconds:g} s"
+        finally:
+            self._stop()
+
     def _exit_code(self, deadline: float) -> int:
-        """Tell the other process that no more rows come, and wait for it to end."""
         self._messages.put(None)
         return self._process.wait(max(0.0, deadline - time.monotonic()))
 
@@ -144,7 +161,7 @@ class WandbSink:
         settings = self._opening["settings"]
         self._problem = "its process ended"
         # Where W&B's folder will be; its answer names it.
-        self._folder = f"{shlex.quote(settings['root_dir'])}/wandb/*run-*-{settings['run_id']}"
+        self._folder = f"{shlex.quote(settings['root_dir'])}/wandb/offline-run-*-{settings['run_id']}"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "isbench.recording.wandb_sink"],
             stdin=subprocess.PIPE,
@@ -177,10 +194,15 @@ class WandbSink:
 
 
 def make_sink(
-    mode: str, timeout_seconds: float, record: Path, config: Mapping[str, Any], settings: Mapping[str, Any]
+    mode: str,
+    timeout_seconds: float,
+    record: Path,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    next_step: int = 0,
 ) -> WandbSink | NullSink:
     """Return the sink for a logging mode: offline, online or off. The other arguments are `WandbSink`'s."""
-    return NullSink() if mode == "off" else WandbSink(mode, timeout_seconds, record, config, settings)
+    return NullSink() if mode == "off" else WandbSink(mode, timeout_seconds, record, config, settings, next_step)
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -213,15 +235,15 @@ def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
     Raises:
         ConfigError: W&B refuses one of them, or of those in the environment.
     """
-    from pydantic import ValidationError
-
-    os.environ.pop("WANDB_RESUME", None)  # a run replaces what W&B has of it
     import wandb
+    from pydantic import ValidationError
 
     try:
         settings = wandb.Settings(
             **given,
             mode=mode,
+            resume="allow",
+            program="isbench",
             console="off",
             silent=True,
             # W&B must give up before the training process does, to say why and to complete its files.
@@ -284,16 +306,23 @@ def _mirror() -> int:
     try:
         opening = json.loads(sys.stdin.readline())
         settings = _settings(opening["settings"], opening["mode"], opening["timeout_seconds"])
+        earlier = list(Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}/*.wandb"))
         run = _open_run(opening["config"], settings)
         answer("ready", run.sync_dir)
+        if opening["mode"] == "online":
+            first_step = run.starting_step
+            for path in earlier:  # all that they have is sent now
+                Path(f"{path}.synced").touch()
+        else:
+            first_step = opening["next_step"] if earlier else 0
         ending = {"status": "interrupted", "reason": "the process ended without a word"}
         for line in sys.stdin:
             message = json.loads(line)
-            if "row" in message:
-                run.log(message["row"], step=message["step"], commit=True)
-            else:
+            if "row" not in message:
                 ending = message
-        run.summary.update(ending)
+            elif message["step"] >= first_step:
+                run.log(message["row"], step=message["step"], commit=True)
+        run.summary.update({key: text for key, text in ending.items() if text})
         _keep_record(Path(opening["record"]), run)
         run.finish(exit_code=0 if ending["status"] in ("finished", "skipped") else 1)
     except ConfigError as error:

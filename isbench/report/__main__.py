@@ -35,7 +35,7 @@ def report(
 
     Args:
         place: a folder of runs, or `wandb:` and where W&B keeps them.
-        out: where to write, else the folder `report` among the runs, for those on a server reports/ENTITY/PROJECT/GROUP.
+        out: where to write; else the folder `report` among the runs, for a server's reports/ENTITY/PROJECT/GROUP.
     """
     name = place.removeprefix(WANDB)
     runs = load_runs(Path(name)) if name == place else load_wandb(name)
