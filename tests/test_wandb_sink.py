@@ -83,7 +83,7 @@ def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-def open_sink(folder: Path, mode: str = "offline", seconds: float = 20.0, next_step: int = 0) -> Any:
+def open_sink(folder: Path, mode: str = "offline", seconds: float = 60.0, next_step: int = 0) -> Any:
     """Open the sink of a run whose record has one line."""
     (folder / "record.jsonl").write_text(f"{RECORD_LINE}\n")
     settings = {"project": "project", "run_group": "group", "run_tags": ["tag"], "run_job_type": "arm"}

@@ -165,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.body()
         if self.is_broken():
-            self.send_error(500)
+            self.send_error(403)
         elif self.path.startswith("/sdk/otel/"):
             self.reply(b"")  # how W&B's client is used
         elif self.path == "/graphql":
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             self.server.stream(found[1], json.loads(content))
             if self.is_broken():
-                self.send_error(500)
+                self.send_error(403)
             else:
                 self.reply(b"{}")
         else:

@@ -286,6 +286,16 @@ def _keep_record(record: Path, run: Any) -> None:
         run.save(Path(run.dir, RECORD_COPY), base_path=run.dir, policy="now", glob=False)
 
 
+def _refusal(folder: Path) -> str:
+    """Return why the server took no more rows, empty if it took all. W&B finishes alike, and only its log tells."""
+    with suppress(OSError):
+        for line in Path(folder, "logs", "debug-internal.log").read_text().splitlines():
+            said = str(json.loads(line)["msg"])
+            if said.startswith("filestream: fatal error: "):
+                return said.removeprefix("filestream: fatal error: ").partition(" url=")[0]
+    return ""
+
+
 def _mirror() -> int:
     """Be the other process: read messages from standard input until it ends; return an exit status.
 
@@ -308,7 +318,8 @@ def _mirror() -> int:
         settings = _settings(opening["settings"], opening["mode"], opening["timeout_seconds"])
         earlier = list(Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}/*.wandb"))
         run = _open_run(opening["config"], settings)
-        answer("ready", run.sync_dir)
+        folder = run.sync_dir
+        answer("ready", folder)
         if opening["mode"] == "online":
             first_step = run.starting_step
             for path in earlier:  # all that they have is sent now
@@ -325,6 +336,9 @@ def _mirror() -> int:
         run.summary.update({key: text for key, text in ending.items() if text})
         _keep_record(Path(opening["record"]), run)
         run.finish(exit_code=0 if ending["status"] in ("finished", "skipped") else 1)
+        if refusal := _refusal(Path(folder)):
+            answer("failed", refusal)
+            return REFUSED
     except ConfigError as error:
         answer("refused", str(error))
         return REFUSED

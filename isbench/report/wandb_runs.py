@@ -25,18 +25,19 @@ def load_wandb(place: str) -> Runs:
     Raises UserError where there are no runs, or two that cannot be told apart, or W&B gives no answer.
     """
     records: dict[str, list[Row]] = {}
-    lacking = []
+    has_record: dict[str, bool] = {}  # by the name of the run, of which a server may also have a part
     for name, rows in _on_disk(Path(place)) if Path(place).is_dir() else _on_server(place):
+        has_record[name] = bool(rows) or has_record.get(name, False)
         if not rows:
-            lacking.append(name)
             continue
         folder = _folder(rows) or name
         if folder not in records or _begun(rows) >= _begun(records[folder]):
             records[folder] = rows
     if not records:
-        raise UserError(f"wandb:{place}: none of its {len(lacking)} runs has a record; those that ended have")
+        raise UserError(f"wandb:{place}: none of its runs has a record, which W&B gets when a run ends")
     runs = tabulated(records, f"wandb:{place}")
-    notices = [f"{name} has no record in W&B, as it has not ended, and is left out." for name in lacking]
+    going = [name for name, is_there in has_record.items() if not is_there]
+    notices = [f"{name} has not ended, so that W&B has no record of it, and is left out." for name in going]
     return replace(runs, notices=(*runs.notices, *notices))
 
 
