@@ -19,6 +19,7 @@ from tabulate import tabulate
 from isbench.errors import GridFailed, Interrupted, UserError
 from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
 from isbench.grid.queue import queued
+from isbench.grid.status import all_left, duration, stand
 from isbench.recording.record import ENDED
 
 log = logging.getLogger("isbench")
@@ -48,8 +49,10 @@ class ArmSweeper(Sweeper):
         check_distinct(jobs)
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
-        closed = sum(job.status(queue)[0] in ENDED for job in jobs)
-        print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
+        runs = [stand(job, queue) for job in jobs]
+        closed, seconds = sum(run.status in ENDED for run in runs), all_left(runs)
+        rest = f"; the others train for about {duration(seconds)}" if seconds else ""
+        print(f"grid: {closed} of {len(jobs)} runs are finished{rest}", file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
         try:
             with stop_on_sigterm():

@@ -3,7 +3,8 @@
 Every table and figure comes from records alone. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
 process's work on the run. The kinds are
 
-- `start`: time, resumed_at, run_id, config, num_parameters, data, environment;
+- `start`: time, resumed_at, run_id, config, num_parameters, data (where it is from, its checksum, its classes and how
+  many examples of each are for training and for testing), files (checksums of those that choices name), environment;
 - `evaluation`: COLUMNS, then `sampler/<diagnostic>`;
 - `probe`: updates, epoch, and the values that the probe measured;
 - `rate`: updates and learning_rate, two lists;
