@@ -98,7 +98,7 @@ def test_files_that_are_no_images_are_counted(pets: Path) -> None:
 
 def test_a_class_of_other_files_is_named_with_what_it_holds(pets: Path) -> None:
     touch(pets, *images("cow", 4, "heic"))
-    with pytest.raises(DataError, match=r"cow holds no images \(.*\); it holds 4 .heic"):
+    with pytest.raises(DataError, match=r"cow holds no images \(.*\), but 4 .heic; delete it, or add"):
         find(pets)
 
 
@@ -142,8 +142,9 @@ def test_classes_may_be_called_like_it(folders: list[str], tmp_path: Path) -> No
 
 
 def test_splits_by_other_names(tmp_path: Path) -> None:
-    touch(tmp_path, *images("Train/cat"), *images("Train/dog"), *images("Test/cat", 3))
+    touch(tmp_path, *images("Train/cat"), *images("Train/dog"), *images("Test/cat", 3), "Extra/cat/x.png")
     tree = find(tmp_path, ["Train", "Test"])
+    assert tree.passed_over == {"folders beside Train and Test": 1}
     assert (tree.classes, len(tree.train), len(tree.test), tree.split) == (["cat", "dog"], 10, 3, "Train and Test")
     for wrong in (["Train"], ["Train", "Train"], ["Train", "val"], ["Train", "Test", "x"]):
         with pytest.raises(ConfigError, match=r"dataset.splits=\["):

@@ -96,6 +96,9 @@ def find_images(root: Path, test_share: float, splits: Sequence[str] | None = No
     if parts:
         train, test = (_all(_classes(root / part, passed_over)) for part in parts)
         split = " and ".join(parts)
+        beside = [path for path in root.iterdir() if path.is_dir() and not (path.name in parts or _is_aside(path.name))]
+        if beside:
+            passed_over[f"folders beside {split}"] = len(beside)
     else:
         classes = _classes(root, passed_over)
         if splits is None:
@@ -131,12 +134,18 @@ def find_splits(root: Path, splits: Sequence[str] | None) -> Sequence[str]:
     held_out = next((name for name in ("val", "test") if (root / name).is_dir()), None)
     if has_train and held_out:
         return "train", held_out
-    if has_train and any(path.is_dir() for path in (root / "train").iterdir()):
+    if has_train and _holds_folders_alone(root / "train"):
         raise DataError(
             f"{root} has train/ but neither val/ nor test/: add one of them, with the same classes, "
             "or name both folders in dataset.splits"
         )
     return ()
+
+
+def _holds_folders_alone(folder: Path) -> bool:
+    """Say whether there are folders in a folder, and no images beside them."""
+    paths = [path for path in folder.iterdir() if not _is_aside(path.name)]
+    return any(path.is_dir() for path in paths) and not any(path.name.lower().endswith(SUFFIXES) for path in paths)
 
 
 def check_names(root: Path, classes: Sequence[ClassFolder]) -> None:
@@ -243,8 +252,8 @@ def _images_of_class(folder: Path, closed: set[Inode]) -> tuple[ClassFolder, Cou
         if len(images) > before:
             subfolders.add(parent[len(str(folder)) :].lstrip(os.sep).partition(os.sep)[0])
     if not images and not passed[OWN_FOLDERS]:
-        others = f"; it holds {counted(passed)}" if passed else ""
-        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}){others}")
+        others = f", but {counted(passed)}" if passed else ""
+        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}){others}; delete it, or add some")
     return ClassFolder(folder, images, subfolders), passed
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "out of memory": "one line that says what to reduce; with memory, the same command goes on",
     "W&B server refuses, fails or hangs": "the run ends as without it; `wandb sync` can send it later",
     "data file missing or damaged": "one line; nothing is written",
+    "image folder in an odd state": "every image is read once, under its class, or one line",
     "bad command line": "one line within 5 s of a core, exit code not 0; nothing is written",
     "bad yaml in --config-dir": "one line within 5 s of a core, exit code not 0; nothing is written",
     "hostile record, table or weights": "read as data: escaped, left out, or one line",
