@@ -199,7 +199,9 @@ def with_plain_paths(run: RunConfig) -> RunConfig:
 def _expanded(key: str, path: str) -> str:
     expanded = os.path.expandvars(os.path.expanduser(path))
     if expanded.startswith("~"):
-        raise ConfigError(f"{key}={path}: there is no home folder {path.partition('/')[0]}; ./~ is a folder of that name")
+        raise ConfigError(
+            f"{key}={path}: there is no home folder {path.partition('/')[0]}; ./~ is a folder of that name"
+        )
     return expanded
 
 

@@ -6,6 +6,7 @@ The annotations of the function or class that a node names are the schema of its
 import difflib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from isbench.errors import ConfigError
 
@@ -127,10 +128,8 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
 @cache
 def _adapter(hint: Any) -> TypeAdapter:
     rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-    try:
+    with warnings.catch_warnings(action="ignore"):  # about a hint that is no type, which then allows anything
         return TypeAdapter(hint, config=rules)
-    except PydanticSchemaGenerationError:  # no type: a function, say
-        return TypeAdapter(Any)
 
 
 def _complaint(error: ValidationError, hint: Any) -> str:

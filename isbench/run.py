@@ -308,9 +308,7 @@ class Attempt:
         if self.config.device == "cpu" and self.ranks.is_first:
             count = (len(self.train_subset) + self.parts.dataset.num_test) / self.ranks.size
             evaluation = seconds_of_evaluation(self.parts.model, self.parts.criterion, self.parts.dataset, count)
-            training = seconds_of_training(
-                self.parts.budget, progress, self.config.batch_size, self.seconds_per_update
-            )
+            training = seconds_of_training(self.parts.budget, progress, self.config.batch_size, self.seconds_per_update)
             points = self.config.evaluation.points - self.boundaries.passed + (progress.updates == 0)
             if line := forecast(training, evaluation, points):
                 yield line

@@ -32,7 +32,8 @@ def twelve_bits() -> bytes:
 
 
 def write_plain_pgm(path: Path) -> None:
-    path.write_text(f"P2\n{SIDE} {SIDE}\n4095\n" + " ".join(str(round(value * 4095 / 255)) for value in GREY.flatten().tolist()))
+    values = (str(round(value * 4095 / 255)) for value in GREY.flatten().tolist())
+    path.write_text(f"P2\n{SIDE} {SIDE}\n4095\n" + " ".join(values))
 
 
 DEEP_FILES = {

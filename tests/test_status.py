@@ -15,6 +15,7 @@ from isbench.config import BudgetConfig, run_folder, run_id
 from isbench.grid import status
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.queue import SlurmJob
+from isbench.grid.sweeper import opening
 from isbench.recording.record import Record
 from isbench.training.budget import Budget
 from isbench.types import Progress
@@ -47,6 +48,15 @@ def stands(words: list[str], queue: Mapping[str, SlurmJob] = MappingProxyType({}
     """Return status, fraction and seconds left of each run by its label."""
     runs = [status.stand(job, queue) for job in compose_grid(words)[1]]
     return {run.job.label: (run.status, run.fraction, status.left(run, runs)) for run in runs}
+
+
+def test_a_grid_says_first_how_long_it_trains(tmp_path: Path) -> None:
+    words = ["seed=0,1,2", "sampler=uniform,loss,upper_bound", "budget.unit=seconds", f"runs_dir={tmp_path}"]
+    said = {}
+    for limit in (3600, 10):
+        said[limit] = opening([status.stand(job, {}) for job in compose_grid([*words, f"budget.limit={limit}"])[1]])
+    assert said[10] == "grid: 0 of 9 runs are finished"
+    assert said[3600] == f"{said[10]}\ngrid: the others train for about 9:00:00, one after the other"
 
 
 def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811

@@ -219,7 +219,7 @@ def _classes(folder: Path, passed_over: Counter[str]) -> list[ClassFolder]:
         results = list(pool.map(lambda path: _images_of_class(path, closed), found.values()))
     classes = [each for each, _ in results if each.images]
     for each, passed in results:
-        passed_over.update(passed if each.images else {OWN_FOLDERS: passed[OWN_FOLDERS]})
+        passed_over += passed if each.images else Counter({OWN_FOLDERS: passed[OWN_FOLDERS]})
     if not classes:
         raise DataError(f"{folder} has no folders of images, one for each class")
     return classes

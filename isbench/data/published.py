@@ -77,7 +77,7 @@ def check_md5(path: Path, content: bytearray, md5: str, remedy: str = DOWNLOAD) 
 
 
 def read_archived(folder: Path, checksums: Mapping[str, str], archive: str) -> dict[str, bytearray]:
-    """Return the contents of published files, from `folder` or from the archive beside it, in which they were published.
+    """Return the contents of published files, from `folder` or, where it is missing, from the archive beside it.
 
     Raises:
         DataError: a file is missing, or is not the published one.

@@ -45,7 +45,9 @@ class Source:
     def class_counts(self) -> dict[str, list[int]]:
         """Return for each class, by name or number, how many examples are for training and for testing."""
         names = self.classes or tuple(map(str, range(self.num_classes)))
-        counts = (part.bincount(minlength=self.num_classes).tolist() for part in (self.train_targets, self.test_targets))
+        counts = (
+            part.bincount(minlength=self.num_classes).tolist() for part in (self.train_targets, self.test_targets)
+        )
         return {name: list(pair) for name, *pair in zip(names, *counts, strict=True)}
 
     def description(self, most: int = 10) -> str:
@@ -97,7 +99,8 @@ def _complaint(source: Any) -> str | None:
                 f"{split}_inputs of shape {tuple(inputs.shape)} and {split}_targets of shape {tuple(targets.shape)}: "
                 "needs (N, ...) and (N,), a label for each input"
             )
-        if len(targets) and not 0 <= (low := int(targets.min())) <= (high := int(targets.max())) < source.num_classes:
+        low, high = map(int, targets.aminmax()) if len(targets) else (0, 0)
+        if low < 0 or high >= source.num_classes:
             return (
                 f"{split}_targets go from {low} to {high}; num_classes={source.num_classes} needs "
                 f"0 to {source.num_classes - 1}"

@@ -19,10 +19,11 @@ from tabulate import tabulate
 from isbench.errors import GridFailed, Interrupted, UserError
 from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
 from isbench.grid.queue import queued
-from isbench.grid.status import all_left, duration, stand
+from isbench.grid.status import Standing, all_left, duration, stand
 from isbench.recording.record import ENDED
 
 log = logging.getLogger("isbench")
+LONG = 600  # seconds of training that are worth a line
 
 
 class ArmSweeper(Sweeper):
@@ -49,10 +50,7 @@ class ArmSweeper(Sweeper):
         check_distinct(jobs)
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
-        runs = [stand(job, queue) for job in jobs]
-        closed, seconds = sum(run.status in ENDED for run in runs), all_left(runs)
-        rest = f"; the others train for about {duration(seconds)}" if seconds else ""
-        print(f"grid: {closed} of {len(jobs)} runs are finished{rest}", file=sys.stderr)
+        print(opening([stand(job, queue) for job in jobs]), file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
         try:
             with stop_on_sigterm():
@@ -83,6 +81,15 @@ class ArmSweeper(Sweeper):
                     endings[n] = status, reason or ("" if status == "finished" else "a process of the grid was killed")
                 log.warning("a process of the grid was killed: going on with the runs that it did not disturb")
         return [endings[n] for n in range(len(jobs))]
+
+
+def opening(runs: Sequence[Standing]) -> str:
+    """Return how many runs are finished, and how long the others train if that is long and known."""
+    closed, seconds = sum(run.status in ENDED for run in runs), all_left(runs)
+    line = f"grid: {closed} of {len(runs)} runs are finished"
+    if seconds is None or seconds < LONG:
+        return line
+    return f"{line}\ngrid: the others train for about {duration(seconds)}, one after the other"
 
 
 def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:

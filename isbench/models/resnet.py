@@ -1,7 +1,7 @@
 """Residual networks: ResNet-18 (He et al. 2016a), its pre-activation form (2016b), and ResNet-50.
 
-The 18-layer networks have the usual CIFAR stem, one 3x3 convolution and no pooling, or ImageNet's for larger images,
-which makes a map a fourth as high and wide. ResNet-50 is torchvision's, for the fine-tuning of Katharopoulos and Fleuret
+The 18-layer networks have the usual CIFAR stem, one 3x3 convolution and no pooling; larger images get ImageNet's, whose
+map is a fourth as high and as wide. ResNet-50 is torchvision's, for the fine-tuning of Katharopoulos and Fleuret
 (2018): ImageNet weights, a new head, batch norm with frozen statistics.
 """
 
@@ -83,9 +83,7 @@ def make_stem(network: str, stem: Stem, input_shape: Sequence[int]) -> tuple[nn.
 class ResNet18(Classifier):
     """ResNet-18, for images of about 32 x 32 or, with ImageNet's stem, larger ones."""
 
-    def __init__(
-        self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto"
-    ) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto") -> None:
         super().__init__()
         self.stem, self.pool = make_stem("resnet18", stem, input_shape)
         self.norm = make_norm(norm, WIDTHS_18[0])
@@ -100,9 +98,7 @@ class ResNet18(Classifier):
 class PreActResNet18(Classifier):
     """Pre-activation ResNet-18 (Johnson and Guestrin 2018 on SVHN and CIFAR), with the stem that fits the images."""
 
-    def __init__(
-        self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto"
-    ) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto") -> None:
         super().__init__()
         self.stem, self.pool = make_stem("preact_resnet18", stem, input_shape)
         self.blocks = make_blocks(PreActBlock, norm)
