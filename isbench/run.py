@@ -5,14 +5,12 @@ loop itself is `isbench.loop.train`; all that happens here happens while the clo
 """
 
 import gc
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from isbench import locks
 from isbench.build import Parts, build, load_source, num_parameters, resolve_device
 from isbench.config import CHOSEN, RunConfig, on_device, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
-from isbench.files import LOCK, RECORD
+from isbench.files import LOCK, RECORD, checksum
 from isbench.loop import train
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
@@ -37,6 +35,7 @@ from isbench.recording.record import (
     last_status,
     learning_rates,
     read_rows,
+    recorded_inputs,
 )
 from isbench.recording.wandb_sink import make_sink
 from isbench.training import checkpoint
@@ -121,7 +120,7 @@ def compare_data(config: RunConfig, folder: Path) -> None:
     except (UserError, OSError) as error:
         log.info("%s: its data cannot be compared with what is here: %s", folder, error)
     else:
-        check_unchanged(folder, recorded_inputs(folder), inputs_of(config, source.checksum()))
+        check_unchanged(folder, inputs_of(config, source.checksum()))
 
 
 def inputs_of(config: RunConfig, data_checksum: str) -> dict[str, str]:
@@ -132,25 +131,12 @@ def inputs_of(config: RunConfig, data_checksum: str) -> dict[str, str]:
         for key, value in getattr(config, group).items()
         if isinstance(value, str) and {".", "/"} & set(value) and key != "_target_"
     }
-    return {"dataset": data_checksum} | {key: file_checksum(path) for key, path in files.items() if path.is_file()}
+    return {"dataset": data_checksum} | {key: checksum(path) for key, path in files.items() if path.is_file()}
 
 
-def file_checksum(path: Path) -> str:
-    """Return 16 hex digits that differ between files."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=8)).hexdigest()
-
-
-def recorded_inputs(folder: Path) -> dict[str, Any]:
-    """Return the checksums of what the last attempt at a run has read, as far as its record has them."""
-    starts = [row for row in read_rows(folder / RECORD) if row["kind"] == "start"]
-    data, files = (starts[-1].get(key) if starts else None for key in ("data", "files"))
-    read = dict(files) if isinstance(files, dict) else {}
-    return read | ({"dataset": data["checksum"]} if isinstance(data, dict) and "checksum" in data else {})
-
-
-def check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Raise UserError where what a run reads is no longer what it has read."""
+def check_unchanged(folder: Path, now: Mapping[str, str], **before: Any) -> None:
+    """Raise UserError where what a run reads is not what it has read, as its record, or `before`, has it."""
+    before = recorded_inputs(read_rows(folder / RECORD)) | before
     for key in before.keys() & now.keys():
         if before[key] != now[key]:
             what = "the data set" if key == "dataset" else key
@@ -248,8 +234,7 @@ class Attempt:
                 )
             if state is None:
                 return
-            before = recorded_inputs(self.folder) | {"dataset": state["data_checksum"]}
-            check_unchanged(self.folder, before, self.inputs)
+            check_unchanged(self.folder, self.inputs, dataset=state["data_checksum"])
             self.parts.load_state_dict(state["parts"])
             if len(state["own_streams"]) == self.ranks.size:
                 self.parts.streams.load_own_state(state["own_streams"][self.ranks.rank])

@@ -102,7 +102,7 @@ def test_a_finished_run_knows_the_files_that_it_read(tmp_path: Path) -> None:
 def test_a_folder_has_one_identity_however_it_is_spelt(photos: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(photos.parent))
     monkeypatch.chdir(photos.parent)
-    spellings = ["photos", "photos/", "./photos", str(photos), f"{photos}/", "~/photos", "~/x/../photos", f"/{photos}"]
+    spellings = ["photos", "photos/", "./photos", str(photos), f"{photos}/", "~/photos", "~/x/../photos"]
     for data_dir in (".", str(photos.parent), "~", f"{photos.parent}/"):
         ids = {
             run_id(compose_config("dataset=image_folder", f"dataset.path='{path}'", f"data_dir='{data_dir}'"))

@@ -161,6 +161,17 @@ def learning_rates(rows: Iterable[Row]) -> list[float]:
     return [changes[start] for start, length in zip(starts, lengths, strict=True) for _ in range(length)]
 
 
+def recorded_inputs(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the checksums of what the last attempt has read: of the data set, and of files by the key that named them.
+
+    Records of older versions have fewer of them; other programs may have written anything.
+    """
+    start = next((row for row in reversed([*rows]) if row["kind"] == "start"), {})
+    files, data = start.get("files"), start.get("data")
+    read = dict(files) if isinstance(files, dict) else {}
+    return read | ({"dataset": data["checksum"]} if isinstance(data, dict) and "checksum" in data else {})
+
+
 def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
     """Return (status, reason) of the latest attempt, or None if it has no `end` row: it is running or was killed."""
     latest, status = 0, None
