@@ -149,3 +149,28 @@ def test_splits_by_other_names(tmp_path: Path) -> None:
     for wrong in (["Train"], ["Train", "Train"], ["Train", "val"], ["Train", "Test", "x"]):
         with pytest.raises(ConfigError, match=r"dataset.splits=\["):
             find(tmp_path, wrong)
+
+
+LAYOUTS = {
+    "another name for val": (
+        ["train/a/x.png", "train/b/x.png", "validation/a/x.png"],
+        "name both folders in dataset.spl",
+    ),
+    "val without folders": (["train/a/x.png", "train/b/x.png", "val/x.png"], "val has no folders of images"),
+    "labels in the names": (["train/cat.0.jpg", "test/1.jpg"], "train has no folders of images"),
+    "no folders": (["cat.0.jpg", "dog.0.jpg"], "has no folders of images"),
+    "an empty class": (["train/a/x.png", "train/b/x.png", "val/a/x.png", "val/b/.gitkeep"], "val/b holds no images"),
+}
+
+
+@pytest.mark.parametrize(("files", "complaint"), LAYOUTS.values(), ids=LAYOUTS)
+def test_other_layouts_are_one_line(files: list[str], complaint: str, tmp_path: Path) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(DataError) as error:
+        find(tmp_path)
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_archive_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder .*pets.zip"):
+        find(touch(tmp_path, "pets.zip") / "pets.zip")

@@ -1,6 +1,7 @@
 """What a run reads is said on its first lines, stands in its record, and is compared with what is there later."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from isbench.build import _source, load_source
 from isbench.config import run_folder, run_id
+from isbench.data.source import Source, checked
 from isbench.errors import ConfigError, DataError, UserError
 from isbench.recording.record import Outcome, read_rows
 from isbench.run import run
@@ -186,6 +188,15 @@ def test_annotations_of_a_reader_are_its_own_affair(signature: str, value: objec
 def test_an_annotation_that_names_nothing_is_one_line(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="read: its annotations cannot be read: name 'Nothing' is not defined"):
         own(tmp_path, monkeypatch, signature="x: 'Nothing'", x=1)
+
+
+def test_a_class_that_nothing_is_trained_of_is_said() -> None:
+    inputs, targets = torch.zeros(6, 4, dtype=torch.uint8), torch.tensor([0, 0, 3, 3, 3, 0])
+    source = Source("mine", inputs, targets, inputs[:2], torch.tensor([1, 3]), 4, (0.5,) * 4, (0.5,) * 4, "mine")
+    said = "mine; 6 to train and 2 to test on, 4 classes, 2 of them without a training example"
+    assert checked(source, "mine").description() == said
+    named = replace(source, classes=("a", "b", "c", "d"))
+    assert named.description(most=2) == f"{said}: a 3 + 0, b 0 + 1 and 2 more"
 
 
 # How long it takes.

@@ -229,7 +229,8 @@ def _images_of_class(folder: Path, closed: set[Inode]) -> tuple[ClassFolder, Cou
     """Return the images of a class, and a count of what was passed over."""
     passed: Counter[str] = Counter()
     label = unicodedata.normalize("NFC", folder.name)  # what is typed alike is alike, whatever system wrote it
-    images, subfolders = [], set()
+    images: list[ImageFile] = []
+    subfolders: set[str] = set()
     for parent, names in sorted(_walk(folder, closed, passed)):
         before = len(images)
         for name in sorted(names):

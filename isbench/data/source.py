@@ -52,15 +52,15 @@ class Source:
 
     def description(self, most: int = 10) -> str:
         """Return a line on where the data come from and how much there is, with the first classes by name."""
-        line = (
+        counts = self.class_counts()
+        untrained = sum(train == 0 for train, _ in counts.values())
+        lack = f", {untrained:,} of them without a training example" if untrained else ""
+        named = [f"{name} {train:,} + {test:,}" for name, (train, test) in counts.items()] if self.classes else []
+        more = f" and {len(named) - most:,} more" if len(named) > most else ""
+        return (
             f"{self.provenance}; {len(self.train_targets):,} to train and {len(self.test_targets):,} to test on, "
-            f"{self.num_classes:,} classes"
+            f"{self.num_classes:,} classes{lack}{': ' if named else ''}{', '.join(named[:most])}{more}"
         )
-        if not self.classes:
-            return line
-        counts = [f"{name} {train:,} + {test:,}" for name, (train, test) in self.class_counts().items()]
-        more = f" and {len(counts) - most:,} more" if len(counts) > most else ""
-        return f"{line}: {', '.join(counts[:most])}{more}"
 
     def in_memory(self) -> "Source":
         """Return the data set with its inputs copied into memory."""
