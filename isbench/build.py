@@ -5,7 +5,7 @@ import inspect
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -125,9 +125,9 @@ def _source(target: str, data_dir: Path, residency: str, options: Options, chang
     def read() -> Source:
         return changed(checked(instantiate("dataset", node, **given), reader.__name__), **changes)
 
-    if keeps_itself or residency != "disk":
-        return read()
-    return on_disk(read, reader, options | changes, data_dir)
+    in_place = keeps_itself or residency != "disk"
+    source = read() if in_place else on_disk(read, reader, options | changes, data_dir)
+    return replace(source, known_checksum=source.checksum())  # which every run of a grid asks for
 
 
 def load_source(node: dict[str, Any], data_dir: str) -> Source:
