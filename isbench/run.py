@@ -7,7 +7,7 @@ loop itself is `isbench.loop.train`; all that happens here happens while the clo
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -134,7 +134,7 @@ def inputs_of(config: RunConfig, data_checksum: str) -> dict[str, str]:
     return {"dataset": data_checksum} | {key: checksum(path) for key, path in files.items() if path.is_file()}
 
 
-def check_unchanged(folder: Path, now: Mapping[str, str], **before: Any) -> None:
+def check_unchanged(folder: Path, now: dict[str, str], **before: Any) -> None:
     """Raise UserError where what a run reads is not what it has read, as its record, or `before`, has it."""
     before = recorded_inputs(read_rows(folder / RECORD)) | before
     for key in before.keys() & now.keys():
@@ -265,7 +265,7 @@ class Attempt:
                 "classes": parts.source.class_counts(),
                 "remarks": parts.source.remarks,
             },
-            files={key: checksum for key, checksum in self.inputs.items() if key != "dataset"},
+            files={key: digits for key, digits in self.inputs.items() if key != "dataset"},
             environment=environment(config.device) | {"ranks": self.ranks.size},
         )
         self.sink = make_sink(
@@ -283,8 +283,6 @@ class Attempt:
             },
         )
         self.console = Console(self.folder.name)
-        for line in self.first_lines():
-            log.info("%s", line)
 
     def first_lines(self) -> Iterator[str]:
         """Yield what one should know before training: the data, and how long it takes if that is long."""
@@ -302,6 +300,8 @@ class Attempt:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
         with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+            for line in self.first_lines():
+                log.info("%s", line)
             if self.progress.updates == 0:
                 self.evaluate(parts.rate(0.0), 1.0)
             train(

@@ -208,6 +208,7 @@ def test_a_long_run_is_said_before_it_starts(tmp_path: Path, caplog, monkeypatch
     run(compose_config(*TINY, "budget.limit=2", "evaluation.points=2", f"runs_dir={tmp_path}"))
     [line] = [line for line in caplog.messages if line.startswith("this takes about")]
     assert line.startswith("this takes about 0:03:15 on this CPU: 0:00:00 of training, and 3 evaluations of 0:01:05")
+    assert forecast(training=1e300, evaluation=1e300, points=1)
 
 
 def test_what_is_short_is_not_said() -> None:

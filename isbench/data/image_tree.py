@@ -89,10 +89,12 @@ def repeats(train_inputs: Tensor, train_targets: Tensor, test_inputs: Tensor, te
         return [hashlib.blake2b(image.numpy().data, digest_size=8).digest() for image in images]
 
     train, test = keys(train_inputs), keys(test_inputs)
+    known = set(train)
+    shared = sum(key in known for key in test)
     classes: dict[bytes, set[int]] = {}
     for key, label in zip(train + test, train_targets.tolist() + test_targets.tolist(), strict=True):
         classes.setdefault(key, set()).add(label)
-    shared, twofold = len([*filter(set(train).__contains__, test)]), sum(len(each) > 1 for each in classes.values())
+    twofold = sum(len(labels) > 1 for labels in classes.values())
     said = [f"{shared:,} of {len(test):,} test images are training images too"] if shared else []
     return said + ([f"{twofold:,} images are in several classes"] if twofold else [])
 

@@ -50,8 +50,11 @@ class ArmSweeper(Sweeper):
         check_distinct(jobs)
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
-        print(opening([stand(job, queue) for job in jobs]), file=sys.stderr)
+        closed = sum(job.status(queue)[0] in ENDED for job in jobs)
+        print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
+        if line := long_training([stand(job, queue) for job in jobs]):
+            print(line, file=sys.stderr)
         try:
             with stop_on_sigterm():
                 endings = run_all(jobs)
@@ -83,13 +86,10 @@ class ArmSweeper(Sweeper):
         return [endings[n] for n in range(len(jobs))]
 
 
-def opening(runs: Sequence[Standing]) -> str:
-    """Return how many runs are finished, and how long the others train if that is long and known."""
-    closed, seconds = sum(run.status in ENDED for run in runs), all_left(runs)
-    line = f"grid: {closed} of {len(runs)} runs are finished"
-    if seconds is None or seconds < LONG:
-        return line
-    return f"{line}\ngrid: the others train for about {duration(seconds)}, one after the other"
+def long_training(runs: Sequence[Standing]) -> str | None:
+    """Return a line on how long all runs still train, if that is known and long."""
+    seconds = all_left(runs) or 0.0
+    return f"grid: about {duration(seconds)} of training, one run after the other" if seconds >= LONG else None
 
 
 def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:

@@ -11,6 +11,7 @@ from isbench.training.evaluate import evaluate
 from isbench.types import Progress
 
 LONG_EVALUATION, LONG_RUN = 10.0, 600.0  # seconds from which on it is worth a line
+LONGEST = 1e11  # seconds that are told apart: a budget may have any number of zeros
 FEW = 16  # examples whose evaluation is timed
 
 
@@ -39,10 +40,11 @@ def forecast(training: float, evaluation: float, points: int) -> str | None:
     """Return a line on the seconds that training and each of `points` evaluations take, None if that is not long."""
     if evaluation < LONG_EVALUATION and training + points * evaluation < LONG_RUN:
         return None
-    each, all_of_them, whole = (
-        timedelta(seconds=round(value)) for value in (evaluation, points * evaluation, training + points * evaluation)
+    whole, trained, each = (
+        timedelta(seconds=round(min(seconds, LONGEST)))
+        for seconds in (training + points * evaluation, training, evaluation)
     )
     return (
-        f"this takes about {whole} on this CPU: {timedelta(seconds=round(training))} of training, and {points} "
-        f"evaluations of {each} ({all_of_them}); evaluation.points and budget.limit set how many and how much"
+        f"this takes about {whole} on this CPU: {trained} of training, and {points} evaluations of {each} each; "
+        "budget.limit and evaluation.points set how much of them there is"
     )
