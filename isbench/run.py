@@ -115,8 +115,9 @@ def compare_data(config: RunConfig, folder: Path) -> None:
     Raises:
         UserError: they have changed.
     """
+    at_hand = {"download": False} if "download" in config.dataset else {}
     try:
-        source = load_source(config.dataset, config.data_dir)
+        source = load_source(config.dataset | at_hand, config.data_dir)
     except (UserError, OSError) as error:
         log.info("%s: its data cannot be compared with what is here: %s", folder, error)
     else:

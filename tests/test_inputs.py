@@ -14,7 +14,7 @@ from isbench.config import run_folder, run_id
 from isbench.data.source import Source, checked
 from isbench.errors import ConfigError, DataError, UserError
 from isbench.recording.record import Outcome, read_rows
-from isbench.run import run
+from isbench.run import compare_data, run
 from isbench.training.forecast import forecast, seconds_of_training
 from tests.conftest import TINY, build_parts, compose_config
 from tests.test_image_folder import write_classes, write_image
@@ -99,6 +99,13 @@ def test_a_finished_run_knows_the_files_that_it_read(tmp_path: Path) -> None:
     torch.save(torch.ones(160), table)
     with pytest.raises(UserError, match="sampler.table has changed since this run began"):
         run(compose_config(*words))
+
+
+def test_nothing_is_downloaded_for_a_run_that_has_ended(tmp_path: Path, caplog) -> None:
+    config = compose_config("dataset=mnist", "dataset.download=true", f"data_dir={tmp_path}")
+    caplog.set_level("INFO")
+    compare_data(config, tmp_path)
+    assert "its data cannot be compared with what is here: train-images-idx3-ubyte (MD5" in caplog.text
 
 
 def test_a_folder_has_one_identity_however_it_is_spelt(photos: Path, monkeypatch) -> None:
