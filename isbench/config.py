@@ -26,6 +26,9 @@ from isbench.nodes import MOVED, check_arguments, config_folder
 # Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
 # they stay out of the identity.
 ADDED: dict[str, dict[str, Any]] = {
+    "isbench.data.sources.image_folder": {"splits": None},
+    "isbench.models.resnet.PreActResNet18": {"stem": "auto"},
+    "isbench.models.resnet.ResNet18": {"stem": "auto"},
     "isbench.samplers.impon.Impon": {"fit_level": False},
     "isbench.samplers.prioritized.Prioritized": {"anneal": True},
 }
@@ -185,7 +188,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    run = RunConfig(**check_arguments("", RunConfig, plain))
+    run = with_plain_paths(RunConfig(**check_arguments("", RunConfig, plain)))
     for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
         node = getattr(run, group)
         if not isinstance(node.get("_target_"), str):
@@ -199,6 +202,25 @@ def validate(cfg: DictConfig) -> RunConfig:
     if run.group is not None and (run.group == "" or {"..", "/"} & set(Path(run.group).parts)):
         raise ConfigError(f"group={run.group}: must be a folder below runs_dir, or null")
     return run
+
+
+def with_plain_paths(run: RunConfig) -> RunConfig:
+    """Return the configuration with paths as a shell would give them, without `~`, $VARIABLES and needless slashes."""
+    for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
+        node = getattr(run, group)
+        for key, value in node.items():
+            if isinstance(value, str) and "/" in value and "://" not in value:
+                node[key] = os.path.normpath(_expanded(f"{group}.{key}", value))
+    return replace(run, data_dir=_expanded("data_dir", run.data_dir), runs_dir=_expanded("runs_dir", run.runs_dir))
+
+
+def _expanded(key: str, path: str) -> str:
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{key}={path}: there is no home folder {path.partition('/')[0]}; ./~ is a folder of that name"
+        )
+    return expanded
 
 
 def on_device(run: RunConfig, device: str, is_alone: bool = True) -> RunConfig:
@@ -221,10 +243,19 @@ def on_device(run: RunConfig, device: str, is_alone: bool = True) -> RunConfig:
 def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
     plain = asdict(run)
+    if isinstance(path := run.dataset.get("path"), str):
+        plain["dataset"]["path"] = _within(run.data_dir, path)
     rules = {item.name: item.metadata["identity"] for item in fields(run) if item.name in IDENTITY}
     keys = [key for key, rule in rules.items() if rule is True or rule(plain[key])]
     text = json.dumps({key: _canonical(plain[key]) for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _within(data_dir: str, path: str) -> str:
+    """Return a path relative to the folder of the data sets if it lies in it, else absolute."""
+    base = os.path.abspath(data_dir)
+    full = os.path.normpath(os.path.join(base, path))
+    return os.path.relpath(full, base) if Path(full).is_relative_to(base) else full
 
 
 def _canonical(value: Any) -> Any:

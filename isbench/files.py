@@ -1,7 +1,9 @@
-"""Files that several parts of the package know by name, and the one way to write a file whole or not at all."""
+"""Files that several parts of the package know by name, their checksum, and the one way to write one whole or not."""
 
+import hashlib
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 # In the folder of a run. Its other files belong to one module each: isbench.training.checkpoint, a probe, W&B.
@@ -13,6 +15,16 @@ RECORD_COPY = "isbench.jsonl"
 EVALUATIONS, RUNS, PROBES = "evaluations.parquet", "runs.parquet", "probes.parquet"
 PROVENANCE = "provenance.json"
 VERDICTS = "verdicts.json"
+
+
+def checksum(path: Path) -> str:
+    """Return 16 hex digits that differ between files.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=8)).hexdigest()
 
 
 def write_whole(path: Path, *parts: bytes, previous: Path | None = None) -> None:

@@ -162,8 +162,8 @@ def all_left(runs: Sequence[Standing]) -> float | None:
 
 
 def duration(seconds: float | None) -> str:
-    """Write seconds as h:mm:ss."""
-    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+    """Write seconds as h:mm:ss, at most some 3,000 years: a budget may have any number of zeros."""
+    return "?" if seconds is None else str(timedelta(seconds=round(min(seconds, 1e11))))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Every table and figure comes from records alone. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
 process's work on the run. The kinds are
 
-- `start`: time, resumed_at, run_id, config, num_parameters, data, environment;
+- `start`: time, resumed_at, run_id, config, num_parameters, data (where it is from, its checksum, its classes and how
+  many examples of each are for training and for testing), files (checksums of those that choices name), environment;
 - `evaluation`: COLUMNS, then `sampler/<diagnostic>`;
 - `probe`: updates, epoch, and the values that the probe measured;
 - `rate`: updates and learning_rate, two lists;
@@ -162,6 +163,17 @@ def learning_rates(rows: Iterable[Row]) -> list[float]:
     starts = [update for update in sorted(changes) if update <= updates]
     lengths = [end - start for start, end in zip(starts, [*starts[1:], updates + 1], strict=True)]
     return [changes[start] for start, length in zip(starts, lengths, strict=True) for _ in range(length)]
+
+
+def recorded_inputs(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the checksums of what the last attempt has read: of the data set, and of files by the key that named them.
+
+    Records of older versions have fewer of them; other programs may have written anything.
+    """
+    start = next((row for row in reversed([*rows]) if row["kind"] == "start"), {})
+    files, data = start.get("files"), start.get("data")
+    read = dict(files) if isinstance(files, dict) else {}
+    return read | ({"dataset": data["checksum"]} if isinstance(data, dict) and "checksum" in data else {})
 
 
 def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:

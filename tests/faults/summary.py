@@ -23,6 +23,7 @@ KINDS = {
     "cores taken by others": "the record has for how long it waited; said once; a report leaves its seconds out",
     "W&B server refuses, fails or hangs": "the run ends as without it; `wandb sync` can send it later",
     "data file missing or damaged": "one line; nothing is written",
+    "image folder in an odd state": "every image is read once, under its class, or one line",
     "bad command line": "one line within 5 s of a core, exit code not 0; nothing is written",
     "bad yaml in --config-dir": "one line within 5 s of a core, exit code not 0; nothing is written",
     "foreign or hostile results/": "one line that names the file, or read as data; nothing of it changes",
