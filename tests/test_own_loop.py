@@ -54,18 +54,18 @@ def test_each_method_needs_what_the_page_says() -> None:
     rows = [re.findall(r"`(.*?)`", line.split("|")[1]) for line in table.splitlines()]
     needs = [line.split("|")[2].split("`") for line in table.splitlines()]
     assert sorted(sum(rows, [])) == SAMPLERS
-    names = {"labels": torch.arange(600) % 3, "score": lambda indices: indices.float()}
+    names = {"labels": torch.arange(600) % 3, "score": lambda indices: indices.float(), "model": torch.nn.Linear(4, 3)}
+    names["look"] = lambda indices: torch.zeros(len(indices), 4)
     sizes: dict[str, Any] = {"num_examples": 600, "batch_size": 32, "updates": 9}
     small = {"pool_size": 64}
     for methods, (_, *arguments) in zip(rows, needs, strict=True):
         for method in methods:
             fits = small if method in ("loss", "upper_bound", "gradient_norm", "loss_predictor", "rho_loss") else {}
-            given = eval(f"dict({arguments[0]})", names) if arguments else {}
-            if given or not arguments:
+            given = eval(f"dict({arguments[0]})", names)
+            if given:
                 with pytest.raises(Incompatible):
                     isbench.attach(method, **sizes, **fits)
-            if arguments:
-                isbench.attach(method, **sizes, **fits, **given)
+            isbench.attach(method, **sizes, **fits, **given)
     isbench.attach("online_batch_selection", recompute=None, **sizes)
 
 

@@ -113,6 +113,8 @@ class Presample(GatedPresample):
     Host reads: 1 per update (whether to presample), without stalling the GPU
     """
 
+    without = {"seconds": "gate='published'"}
+
     def __init__(
         self,
         signal: Score,
