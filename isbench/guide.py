@@ -228,7 +228,7 @@ class Surroundings(Basis):
         if beyond := [what for what in lacking if what not in ways]:
             raise Incompatible(f"sampler={self._name} needs {', '.join(beyond)}: only a run of isbench has that")
         if lacking:
-            helps = " and ".join(dict.fromkeys(ways[what] for what in lacking))
+            helps = ", ".join(dict.fromkeys(ways[what] for what in lacking))
             raise Incompatible(f"sampler={self._name} needs {', '.join(lacking)}: give attach {helps}")
 
     def __getattr__(self, what: str) -> Any:

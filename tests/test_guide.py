@@ -179,7 +179,7 @@ def test_what_the_user_gives_is_checked() -> None:
     assert "100 labels" in complaint(targets=torch.zeros(7))
     assert "sampler.pool_size=640" in complaint("loss", scorer=lambda indices: indices.float())
     assert "plain_inputs: must give 1 inputs" in complaint(plain_inputs=lambda indices: indices)
-    with pytest.raises(Incompatible, match=r"give attach targets=\.\.\. and gain=False and weighted_norm=False$"):
+    with pytest.raises(Incompatible, match=r"give attach gain=False, targets=\.\.\., weighted_norm=False$"):
         isbench.attach("rais", **sizes)
     with pytest.raises(Incompatible, match="needs last_layer_gradient_norm: only a run of isbench has that"):
         isbench.attach("prioritized", signal="last_layer_gradient_norm", **sizes)
