@@ -301,4 +301,8 @@ def test_a_wheel_works_from_any_folder(tmp_path) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs").is_dir() and "record: runs/synthetic-mlp/uniform-s0-" in result.stdout
-    assert (site / "hydra_plugins" / "isbench.py").is_file() and not (site / "hydra_plugins" / "__init__.py").exists()
+    carried = {path.relative_to(site) for path in site.rglob("*")}
+    for folder, inside in {"isbench": "isbench", "conf": "isbench/conf", "hydra_plugins": "hydra_plugins"}.items():
+        paths = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*")}
+        assert {Path(inside, path) for path in paths if "__pycache__" not in path.parts} <= carried
+    assert Path("isbench/py.typed") in carried and Path("hydra_plugins/__init__.py") not in carried

@@ -38,6 +38,7 @@ class Impon(Sampler):
     GPU-CPU syncs: 0 per update
     """
 
+    without = {"features": "inputs='raw'", "num_features": "inputs='raw'"}
     theta: Tensor
     cache: Tensor
     regression_error: Tensor
@@ -58,6 +59,7 @@ class Impon(Sampler):
         self.lowest = lowest
         self.fit_level = fit_level
         self.observes = ("loss", "weight_norm", "features") if inputs == "features" else ("loss", "weight_norm")
+        self.asks = ("num_features",) if inputs == "features" else ("input_shape",)
 
     def allocate(self) -> None:
         self.check_pool(self.bank_size, "bank_size")

@@ -113,6 +113,8 @@ class Presample(GatedPresample):
     GPU-CPU syncs: 1 per update (whether to presample), without stalling the GPU
     """
 
+    without = {"seconds": "gate='published'"}
+
     def __init__(
         self,
         signal: Score,

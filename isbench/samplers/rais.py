@@ -75,6 +75,11 @@ class RAIS(Sampler):
     """
 
     moves_to_device = False
+    without = {
+        "gradient_norm": "gain=False",
+        "gradient_product": "gain=False",
+        "weighted_norm": "weighted_norm=False",
+    }
     examples: Tensor
     next_views: Tensor
     rows: Tensor

@@ -47,7 +47,7 @@ class Screen(EpochSampler):
     GPU-CPU syncs: 0 per update
     """
 
-    asks = ("plain", "targets")
+    asks = ("plain", "input_shape", "targets")
     weights: Tensor  # (b,), of a selected batch
 
     def __init__(
