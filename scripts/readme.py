@@ -118,7 +118,7 @@ def performance_table() -> str:
 
 
 def card_table() -> str:
-    """Return one row per experiment, card and variant of the runs on GPUs: the time of an update, and what was scored."""
+    """Return one row per experiment, card and variant of the runs on GPUs: the time of an update, what was scored."""
     measured = ("updates per second", "milliseconds per update", "scored per trained")
     head = ("experiment", "card", "variant", "runs", *measured)
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
