@@ -19,6 +19,7 @@ from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
 from isbench.report.measures import headline
+from isbench.report.tables import work
 from isbench.report.verdicts import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +49,8 @@ def demo_table() -> str:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     kept = [rows[0].index(column) for column in DEMO_COLUMNS]
     lines = ["| " + " | ".join("---" if i == 1 else row[k] for k in kept) + " |" for i, row in enumerate(rows)]
-    finding = headline(pd.read_csv(ROOT / "results" / "demo" / "table.csv"))
-    return f"**{finding}**\n\n" + "\n".join(lines) + "\n\n" + notes
+    found = pd.read_csv(ROOT / "results" / "demo" / "table.csv")
+    return f"{work(found)} **{headline(found)}**\n\n" + "\n".join(lines) + "\n\n" + notes
 
 
 def experiment_table() -> str:
@@ -117,8 +118,9 @@ def performance_table() -> str:
 
 
 def card_table() -> str:
-    """Return one row per experiment, card and arm of the runs on GPUs: what an update took, and how much was scored."""
-    head = ("experiment", "card", "arm", "runs", "updates per second", "milliseconds per update", "scored per trained")
+    """Return one row per experiment, card and variant of the runs on GPUs: the time of an update, what was scored."""
+    measured = ("updates per second", "milliseconds per update", "scored per trained")
+    head = ("experiment", "card", "variant", "runs", *measured)
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in experiments():
         folder = ROOT / "results" / experiment.id

@@ -112,9 +112,12 @@ def run_module(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
         assert not end.code, f"python -m {module} {' '.join(words)}: {end.code}"
 
 
-def test_the_commands_of_the_readme_are_those_of_the_pages() -> None:
+def test_what_the_readme_shows_is_run_with_the_pages() -> None:
+    readme = list(steps((ROOT / "README.md").read_text()))
     pages = {step for name in WALKED for step in steps((ROOT / f"{name}.md").read_text())}
-    assert {step for step in steps((ROOT / "README.md").read_text()) if step[0] == "sh"} <= pages
+    assert {step for step in readme if step[0] == "sh"} <= pages
+    loop = (ROOT / "docs" / "own_loop.md").read_text().splitlines()
+    assert {line for kind, code in readme if kind == "python" for line in code.splitlines()} <= set(loop)
 
 
 def test_the_recipe_for_a_sampler_keeps_what_every_sampler_owes() -> None:

@@ -1,4 +1,4 @@
-"""The pages in a real browser: what they show, what their controls do, that they fit, complain of nothing, fetch nothing."""
+"""The pages in a real browser: what they show and do, that they fit, complain of nothing and fetch nothing."""
 
 import json
 

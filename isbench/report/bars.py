@@ -1,7 +1,7 @@
 """Intervals as bars: where everything on a bar lies, in percent of its width."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -25,7 +25,7 @@ class Bar(NamedTuple):
     most: float | None = None
 
 
-def bars(rows: list[dict[str, float | None]], is_ratio: bool, widest: float = math.inf) -> list[Bar]:
+def bars(rows: Sequence[Mapping[str, float | None]], is_ratio: bool, widest: float = math.inf) -> list[Bar]:
     """Return bars on one scale, logarithmic for ratios, that holds all their numbers; each row has fields of Bar.
 
     Args:
@@ -33,7 +33,7 @@ def bars(rows: list[dict[str, float | None]], is_ratio: bool, widest: float = ma
             beyond ends at the edge.
     """
     to: Callable[[float], float] = math.log if is_ratio else float
-    known = [to(value) for row in rows for value in row.values() if _is_finite(value, is_ratio)]
+    known = [to(value) for row in rows for value in row.values() if value is not None and _is_finite(value, is_ratio)]
     if not known:
         return [Bar(None)] * len(rows)
     neutral, reach = to(1.0) if is_ratio else 0.0, to(widest) if widest < math.inf else math.inf
@@ -51,5 +51,5 @@ def bars(rows: list[dict[str, float | None]], is_ratio: bool, widest: float = ma
     return [Bar(**{"value": None, **{name: place(value) for name, value in row.items()}}) for row in rows]
 
 
-def _is_finite(value: float | None, is_ratio: bool) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not is_ratio)
+def _is_finite(value: float, is_ratio: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not is_ratio)

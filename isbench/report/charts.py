@@ -72,14 +72,14 @@ def _comparison(comparison: Comparison, data: pd.DataFrame, style_of: dict[str, 
         y = QUANTITIES[str(quantity)]
         lines = [
             {
-                "line": arms.index(arm),
+                "line": arms.index(str(arm)),
                 "n": int(mine["n"].max()),
                 "axes": {_key(str(axis)): _band(points) for axis, points in mine.groupby("axis", sort=False)},
                 "seeds": [] if y.column not in comparison.rows else _seeds(comparison, str(arm), y),
             }
             for arm, mine in part.groupby("arm", sort=False)
         ]
-        is_log = part["scale"].eq("log").any()
+        is_log = bool(part["scale"].eq("log").any())
         panels.append(_panel(y.label, sorted(lines, key=lambda line: line["line"]), is_log, y is DIFFERENCE))
     return {
         "title": comparison.title,
@@ -218,14 +218,15 @@ def _picture(example: pd.Series) -> dict[str, Any]:
         return {"words": words, "picture": ""}
     image = example["pixels"].reshape(tuple(example["shape"].astype(int))).transpose(1, 2, 0).squeeze()
     file = io.BytesIO()
-    imsave(file, image, cmap="gray", vmin=0, vmax=255, format="png", metadata={"Software": None})
+    no_version: Any = {"Software": None}
+    imsave(file, image, cmap="gray", vmin=0, vmax=255, format="png", metadata=no_version)
     return {"words": words, "picture": base64.b64encode(file.getvalue()).decode()}
 
 
 def _panel(
     label: str, lines: list[dict[str, Any]], is_log: bool = False, is_difference: bool = False
 ) -> dict[str, Any]:
-    return {"label": label, "log": bool(is_log), "difference": is_difference, "lines": lines}
+    return {"label": label, "log": is_log, "difference": is_difference, "lines": lines}
 
 
 def _line(name: str, style: Style) -> dict[str, Any]:

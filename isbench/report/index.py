@@ -1,6 +1,6 @@
 """results/index.html: the answer, every method beside uniform sampling, and a card for each published table or figure.
 
-It is made from the inventory and the files of results/ alone. Numbers, style and script are inside: it needs no network.
+It is made from the inventory and the files of results/ alone, and needs no network: style and script are inside.
 """
 
 import math
@@ -29,7 +29,9 @@ TONES = {  # how the style sheet colours a verdict or an outcome; the others hav
     **dict.fromkeys(("refuted", "opposite", "worse"), "bad"),
     **dict.fromkeys(("smaller", "larger", "inconclusive"), "between"),
 }
-SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))  # of the answer
+NAMES = ("dataset", "model", "arm", "signal")  # columns of the data of a figure that hold names, even "1"
+# Of the bars of the answer: their ticks, the ends of which they reach.
+SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))
 
 
 def render_index(inventory: Sequence[Experiment], results: Path) -> str:
@@ -101,7 +103,9 @@ def tally(inventory: Sequence[Experiment], results: Path) -> str:
 
 def _forest(found: list[Row]) -> dict[str, Any]:
     """Return the rows of one measure with a bar each, on the closest of SCALES that holds them all, and its ticks."""
-    numbers = [abs(math.log(value)) for row in found for value in (row.ratio, row.low, row.high) if 0 < value < math.inf]
+    numbers = [
+        abs(math.log(value)) for row in found for value in (row.ratio, row.low, row.high) if 0 < value < math.inf
+    ]
     scale = next((scale for scale in SCALES if max(numbers, default=0) <= math.log(scale[-1])), SCALES[-1])
     places: list[dict[str, float | None]] = [{"value": row.ratio, "low": row.low, "high": row.high} for row in found]
     ticks: list[dict[str, float | None]] = [{"value": tick} for tick in scale]
@@ -165,7 +169,7 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
 
 def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[Chart]:
     path, make = folder / "figure.csv", CHARTS.get(experiment.figure)
-    return make(runs, pd.read_csv(path)) if make and path.is_file() else []
+    return make(runs, pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))) if make and path.is_file() else []
 
 
 def _claim_bar(found: dict[str, Any]) -> Bar:

@@ -34,7 +34,9 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
     parts: list[dict[str, Any]] = []
     for (dataset, model, baseline), part in table.groupby(["dataset", "model", "baseline"]):
         mine = runs.runs[
-            runs.runs["dataset"].eq(str(dataset)) & runs.runs["model"].eq(model) & runs.runs["arm"].isin(part["arm"])
+            runs.runs["dataset"].eq(str(dataset))
+            & runs.runs["model"].eq(str(model))
+            & runs.runs["arm"].isin(part["arm"])
         ]
         comparison = curves.get((str(dataset), str(model)))
         comparison = comparison and comparison.of(part["arm"], str(baseline))
@@ -95,7 +97,7 @@ def _arms(part: pd.DataFrame, style_of: dict[str, Style]) -> list[dict]:
     """Return the rows of the tables of one setting: the cells, how the arm is drawn, and the verdict in words."""
     columns = {"speedup": "value", "speedup_low": "low", "speedup_high": "high"}
     places = part[list(columns)].rename(columns=columns).where(part["arm"] != part["baseline"])
-    known = [{**row, "neutral": 1.0} for row in places.to_dict("records")]
+    known = [{**{str(name): value for name, value in row.items()}, "neutral": 1.0} for row in places.to_dict("records")]
     return [
         {
             **cells,
@@ -103,7 +105,7 @@ def _arms(part: pd.DataFrame, style_of: dict[str, Style]) -> list[dict]:
             "style": style_of[row["arm"]],
             "is_baseline": row["arm"] == row["baseline"],
             "bar": bar,
-            "sentence": verdict(row).partition(": ")[2],
+            "sentence": verdict(row).removeprefix(f"{written(row['arm'])}: "),
         }
         for cells, (_, row), bar in zip(
             readable(part).to_dict("records"), part.iterrows(), bars(known, True, WIDEST), strict=True
