@@ -151,7 +151,7 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
             **each,
             "bar": _claim_bar(each),
             "p_text": p_value(each["p"]),
-            "about": " against ".join(map(written, each["arms"].split(" against "))),
+            "about": _about(each),
             "survives": survives and each["primary"],
         }
         for each in sorted(_findings(folder), key=lambda each: not each["primary"])
@@ -165,6 +165,12 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
         "charts": _charts(experiment, runs, folder),
         "examples": examples(runs) if experiment.figure == "examples" and len(runs.probes) else [],
     }
+
+
+def _about(found: dict[str, Any]) -> str:
+    """Name what a claim is about, where its text does not."""
+    names = " against ".join(map(written, found["arms"].split(" against ")))
+    return "" if f"({found['arm']})" in found["text"] or " than with " in found["text"] else f"({names})"
 
 
 def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[Chart]:
