@@ -27,7 +27,9 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
     parts: list[dict[str, Any]] = []
     for (dataset, model, _), part in table.groupby(["dataset", "model", "baseline"]):
         mine = runs.runs[
-            runs.runs["dataset"].eq(str(dataset)) & runs.runs["model"].eq(model) & runs.runs["arm"].isin(part["arm"])
+            runs.runs["dataset"].eq(str(dataset))
+            & runs.runs["model"].eq(str(model))
+            & runs.runs["arm"].isin(part["arm"])
         ]
         comparison = curves.get((str(dataset), str(model)))
         comparison = comparison and comparison.of(part["arm"])
