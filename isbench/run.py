@@ -48,7 +48,7 @@ from isbench.training.evaluate import evaluate
 from isbench.training.forecast import forecast, seconds_of_evaluation, seconds_of_training
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
-from isbench.training.ranks import Ranks, join
+from isbench.training.ranks import Ranks, join, loss_named
 from isbench.training.schedule import replay
 from isbench.training.streams import fixed_subset
 
@@ -177,7 +177,7 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         if not locks.take(lock):
             lock.seek(0)
-            raise InUse(f"{folder} is in use by another process, on its machine number {lock.read(20) or 'unknown'}")
+            raise InUse(f"{folder} is in use by another process (pid {lock.read(20) or 'unknown'})")
         with suppress(OSError):  # on a full disk it stays empty
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), str(os.getpid()).encode())
@@ -332,7 +332,7 @@ class Attempt:
     def train(self) -> None:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
-        with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+        with loss_named(), memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
             for line in self.first_lines():
                 log.info("%s", line)
             if self.progress.updates == 0:
