@@ -346,8 +346,9 @@ def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **cha
     sink.finish(ending, "")
 
 
-def sync(*words: str) -> None:
-    subprocess.run([WANDB, "sync", *words], check=True, capture_output=True)
+def sync(folder: Path, *words: str) -> None:
+    """Call `wandb sync`, which leaves its logs in the folder where it is called."""
+    subprocess.run([WANDB, "sync", *words], cwd=folder, check=True, capture_output=True)
 
 
 def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServer, tmp_path: Path, caplog) -> None:
@@ -361,7 +362,7 @@ def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServ
     lines = list(part.lines)
     assert len(lines) == 2
     for _ in range(2):  # the second time W&B finds nothing to send
-        sync(*shlex.split(line.split("`")[1])[2:])
+        sync(tmp_path, *shlex.split(line.split("`")[1])[2:])
         (_, whole) = wandb_server.runs.values()
         assert part.lines == lines and whole.history == mirrored(expected)
         assert whole.files["isbench.jsonl"] == f"{RECORD_LINE}\n".encode()
@@ -375,7 +376,7 @@ def test_a_server_has_each_row_of_a_resumed_run_once(
     """The second attempt begins at update 10 of 20."""
     send(tmp_path, modes[0], rows(0, 10, 20), "interrupted")
     send(tmp_path, modes[1], rows(0, 10, 20, 30, attempt=2), "finished", next_step=21)
-    sync(str(tmp_path / "wandb"))
+    sync(tmp_path, "wandb")
     (run,) = wandb_server.runs.values()
     assert [row["updates"] for row in run.history] == [0, 10, 20, 30]
     assert [row["attempt"] for row in run.history] == ([1, 1, 1, 2] if modes[0] == modes[1] else [2, 2, 2, 2])
