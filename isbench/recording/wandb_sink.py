@@ -1,4 +1,4 @@
-"""Mirrors runs to Weights & Biases, under the same run id: evaluation rows as its history, the record as a file.
+"""Mirrors runs to Weights & Biases: evaluation rows as the history of a W&B run, the record as one of its files.
 
 W&B can wait for a server far longer than its timeouts say, even when Python exits. Therefore it runs in a process of
 its own, which this module starts, feeds with JSON lines, and ends when its time is up. The training process never
@@ -78,7 +78,7 @@ class WandbSink:
         next_step: int = 0,
     ) -> None:
         self._timeout_seconds = timeout_seconds
-        self._opening = {
+        self._opening: dict[str, Any] = {
             "record": str(record),
             "config": flat(config),
             "settings": dict(settings),
@@ -104,7 +104,7 @@ class WandbSink:
     def finish(self, status: str, reason: str) -> None:
         """Close the W&B run. After `timeout_seconds` give up, with one logged line.
 
-        What a server did not take is written to the disk, for which it waits as long again.
+        A run of which a server has only a part is then written to the disk, for twice as long.
         """
         self._send({"status": status, "reason": reason})
         problem = self._close()
@@ -158,8 +158,8 @@ class WandbSink:
 
     def _start(self, mode: str) -> None:
         self._mode = mode
-        settings = self._opening["settings"]
         self._problem = "its process ended"
+        settings = self._opening["settings"]
         # Where W&B's folder will be; its answer names it.
         self._folder = f"{shlex.quote(settings['root_dir'])}/wandb/offline-run-*-{settings['run_id']}"
         self._process = subprocess.Popen(
