@@ -310,7 +310,7 @@ def test_a_mirror_that_dies_is_begun_again(tmp_path: Path, caplog) -> None:
 
 def test_what_wandb_refuses_is_said_at_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
-    with pytest.raises(ConfigError, match="W&B refuses base_url=nonsense: .*see your variables WANDB_"):
+    with pytest.raises(ConfigError, match="W&B refuses base_url: .*nonsense.*; see your variables WANDB_"):
         open_sink(tmp_path)
 
 
@@ -339,6 +339,20 @@ def test_the_schema_refuses_what_wandb_refuses(key: str, value: Any) -> None:
             compose_config(*TINY, f"logging.{key}={words}")
     else:
         assert getattr(compose_config(*TINY, f"logging.{key}={words}").logging, key) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("logging.entity=a/b", "logging.entity=a/b: must have none of"),
+        ("logging.entity=''", "logging.entity=: must have at least 1 character, or null"),
+        (f"group={'a' * 129}", "must have at most 128 characters, or null"),
+        (f"sampler.name={'a' * 65}", "needs a name of at most 64 letters"),
+    ],
+)
+def test_names_that_a_server_would_refuse(word: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        compose_config(*TINY, word)
 
 
 def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **changes: Any) -> None:

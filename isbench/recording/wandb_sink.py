@@ -229,7 +229,7 @@ def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> No
             pipe.flush()
 
 
-def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
+def _settings(given: Mapping[str, Any], seconds: float) -> Any:
     """Return W&B's settings for a run that tells nothing about the machine.
 
     Raises:
@@ -237,11 +237,11 @@ def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
     """
     import wandb
     from pydantic import ValidationError
+    from wandb.errors import UsageError
 
     try:
         settings = wandb.Settings(
             **given,
-            mode=mode,
             resume="allow",
             program="isbench",
             console="off",
@@ -262,8 +262,8 @@ def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"W&B refuses {name}={first['input']}: {first['msg']}; see your variables WANDB_*") from None
-    except wandb.UsageError as error:
+        raise ConfigError(f"W&B refuses {name}: {first['msg']}; see your variables WANDB_*") from None
+    except UsageError as error:
         raise ConfigError(f"W&B refuses a setting: {error}; see your variables WANDB_*") from None
     return settings
 
@@ -315,7 +315,7 @@ def _mirror() -> int:
     run = None
     try:
         opening = json.loads(sys.stdin.readline())
-        settings = _settings(opening["settings"], opening["mode"], opening["timeout_seconds"])
+        settings = _settings(opening["settings"] | {"mode": opening["mode"]}, opening["timeout_seconds"])
         earlier = list(Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}/*.wandb"))
         run = _open_run(opening["config"], settings)
         folder = run.sync_dir
