@@ -275,7 +275,9 @@ def test_online_without_an_answer_waits_no_longer_than_stated(tmp_path: Path, mo
     for case, output in outputs.items():
         (opened, logged, finished), (line,) = json.loads(output)
         assert opened < 2 * WAIT + 0.5 and logged < 0.1 and finished < WAIT + 0.5, case
-        assert "continues offline" in line and f"wandb sync {tmp_path / case}/wandb/" in line and "\n" not in line
+        command = shlex.split(line.split("`")[1])
+        assert "continues offline" in line and command[:2] == ["wandb", "sync"] and "\n" not in line
+        assert Path(command[2]).parent == tmp_path / case / "wandb"
         assert ("API key" in line) == (case == "no account")
         (records,) = read_back(tmp_path / case)
         assert history(records) == mirrored(expected) and ending(records) == ("finished", 0), case
@@ -308,7 +310,7 @@ def test_a_mirror_that_dies_is_begun_again(tmp_path: Path, caplog) -> None:
 
 def test_what_wandb_refuses_is_said_at_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
-    with pytest.raises(ConfigError, match="W&B refuses base_url=nonsense: .*see your variables WANDB_"):
+    with pytest.raises(ConfigError, match="W&B refuses base_url: .*nonsense.*; see your variables WANDB_"):
         open_sink(tmp_path)
 
 
@@ -339,6 +341,20 @@ def test_the_schema_refuses_what_wandb_refuses(key: str, value: Any) -> None:
         assert getattr(compose_config(*TINY, f"logging.{key}={words}").logging, key) == value
 
 
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("logging.entity=a/b", "logging.entity=a/b: must have none of"),
+        ("logging.entity=''", "logging.entity=: must have at least 1 character, or null"),
+        (f"group={'a' * 129}", "must have at most 128 characters, or null"),
+        (f"sampler.name={'a' * 65}", "needs a name of at most 64 letters"),
+    ],
+)
+def test_names_that_a_server_would_refuse(word: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        compose_config(*TINY, word)
+
+
 def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **changes: Any) -> None:
     sink = open_sink(folder, mode, **changes)
     for row in rows:
@@ -346,8 +362,9 @@ def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **cha
     sink.finish(ending, "")
 
 
-def sync(*words: str) -> None:
-    subprocess.run([WANDB, "sync", *words], check=True, capture_output=True)
+def sync(folder: Path, *words: str) -> None:
+    """Call `wandb sync`, which leaves its logs in the folder where it is called."""
+    subprocess.run([WANDB, "sync", *words], cwd=folder, check=True, capture_output=True)
 
 
 def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServer, tmp_path: Path, caplog) -> None:
@@ -361,7 +378,7 @@ def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServ
     lines = list(part.lines)
     assert len(lines) == 2
     for _ in range(2):  # the second time W&B finds nothing to send
-        sync(*shlex.split(line.split("`")[1])[2:])
+        sync(tmp_path, *shlex.split(line.split("`")[1])[2:])
         (_, whole) = wandb_server.runs.values()
         assert part.lines == lines and whole.history == mirrored(expected)
         assert whole.files["isbench.jsonl"] == f"{RECORD_LINE}\n".encode()
@@ -375,7 +392,7 @@ def test_a_server_has_each_row_of_a_resumed_run_once(
     """The second attempt begins at update 10 of 20."""
     send(tmp_path, modes[0], rows(0, 10, 20), "interrupted")
     send(tmp_path, modes[1], rows(0, 10, 20, 30, attempt=2), "finished", next_step=21)
-    sync(str(tmp_path / "wandb"))
+    sync(tmp_path, "wandb")
     (run,) = wandb_server.runs.values()
     assert [row["updates"] for row in run.history] == [0, 10, 20, 30]
     assert [row["attempt"] for row in run.history] == ([1, 1, 1, 2] if modes[0] == modes[1] else [2, 2, 2, 2])

@@ -27,8 +27,8 @@ class ServedRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows, without what W&B adds to them."""
-        rows = [json.loads(line) for line in self.lines]
+        """The rows, without what W&B adds to them, and with values that are not finite in words."""
+        rows = [json.loads(line, parse_constant=str) for line in self.lines]
         assert [row["_step"] for row in rows] == [row["updates"] for row in rows]
         return [{key: value for key, value in row.items() if key[0] != "_"} for row in rows]
 
@@ -104,7 +104,7 @@ class WandbServer(ThreadingHTTPServer):
             return None
         group = json.loads(asked["filters"])["group"]
         nodes = [
-            {"id": name, "name": name, "projectId": "1", "state": "finished", "tags": [], "createdAt": "2026-11-26"}
+            {"id": name, "name": name, "displayName": run.about.get("displayName", name), "projectId": "1", "tags": []}
             for name, run in runs.items()
             if run.about.get("groupName") == group
         ]

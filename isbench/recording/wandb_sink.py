@@ -1,4 +1,4 @@
-"""Mirrors runs to Weights & Biases, under the same run id: evaluation rows as its history, the record as a file.
+"""Mirrors runs to Weights & Biases: evaluation rows as the history of a W&B run, the record as one of its files.
 
 W&B can wait for a server far longer than its timeouts say, even when Python exits. Therefore it runs in a process of
 its own, which this module starts, feeds with JSON lines, and ends when its time is up. The training process never
@@ -78,7 +78,7 @@ class WandbSink:
         next_step: int = 0,
     ) -> None:
         self._timeout_seconds = timeout_seconds
-        self._opening = {
+        self._opening: dict[str, Any] = {
             "record": str(record),
             "config": flat(config),
             "settings": dict(settings),
@@ -104,7 +104,7 @@ class WandbSink:
     def finish(self, status: str, reason: str) -> None:
         """Close the W&B run. After `timeout_seconds` give up, with one logged line.
 
-        What a server did not take is written to the disk, for which it waits as long again.
+        A run of which a server has only a part is then written to the disk, for twice as long.
         """
         self._send({"status": status, "reason": reason})
         problem = self._close()
@@ -158,8 +158,8 @@ class WandbSink:
 
     def _start(self, mode: str) -> None:
         self._mode = mode
-        settings = self._opening["settings"]
         self._problem = "its process ended"
+        settings = self._opening["settings"]
         # Where W&B's folder will be; its answer names it.
         self._folder = f"{shlex.quote(settings['root_dir'])}/wandb/offline-run-*-{settings['run_id']}"
         self._process = subprocess.Popen(
@@ -229,7 +229,7 @@ def _feed(messages: "SimpleQueue[dict[str, Any] | None]", pipe: IO[bytes]) -> No
             pipe.flush()
 
 
-def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
+def _settings(given: Mapping[str, Any], seconds: float) -> Any:
     """Return W&B's settings for a run that tells nothing about the machine.
 
     Raises:
@@ -237,11 +237,11 @@ def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
     """
     import wandb
     from pydantic import ValidationError
+    from wandb.errors import UsageError
 
     try:
         settings = wandb.Settings(
             **given,
-            mode=mode,
             resume="allow",
             program="isbench",
             console="off",
@@ -262,8 +262,8 @@ def _settings(given: Mapping[str, Any], mode: str, seconds: float) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"W&B refuses {name}={first['input']}: {first['msg']}; see your variables WANDB_*") from None
-    except wandb.UsageError as error:
+        raise ConfigError(f"W&B refuses {name}: {first['msg']}; see your variables WANDB_*") from None
+    except UsageError as error:
         raise ConfigError(f"W&B refuses a setting: {error}; see your variables WANDB_*") from None
     return settings
 
@@ -315,7 +315,7 @@ def _mirror() -> int:
     run = None
     try:
         opening = json.loads(sys.stdin.readline())
-        settings = _settings(opening["settings"], opening["mode"], opening["timeout_seconds"])
+        settings = _settings(opening["settings"] | {"mode": opening["mode"]}, opening["timeout_seconds"])
         earlier = list(Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}/*.wandb"))
         run = _open_run(opening["config"], settings)
         folder = run.sync_dir
