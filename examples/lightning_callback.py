@@ -1,4 +1,4 @@
-"""Lightning: a callback samples by priority, and keeps its state in checkpoints. Prints the last epoch's error."""
+"""Lightning: a callback brings InfoBatch, and keeps its state in checkpoints. Prints the last epoch's error."""
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +12,7 @@ data = TensorDataset(inputs, inputs.abs().sum(dim=1))
 
 class Sampling(pl.Callback):
     def setup(self, trainer, module, stage):
-        self.guide = isbench.attach("prioritized", num_examples=len(data), batch_size=50, epochs=trainer.max_epochs)
+        self.guide = isbench.attach("infobatch", num_examples=len(data), batch_size=50, epochs=trainer.max_epochs)
         self.state_dict, self.load_state_dict = self.guide.state_dict, self.guide.load_state_dict
 
 

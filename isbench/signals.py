@@ -84,7 +84,7 @@ Score = Literal[
 SCORES = get_args(Score)
 
 
-def joint_norm(tensors: list[Tensor]) -> Tensor:
+def joint_norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Return the norm of all numbers of some tensors together, ()."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
