@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-gpu test-cluster bench results report lint format lock clean
+.PHONY: help setup demo test test-faults test-gpu test-cluster bench results report docs lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,14 +16,19 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then write the report (under 4 minutes)
-	@echo "demo: 3 samplers x 3 seeds, 12 s of training each, on data that comes with the packages"
+	@echo "demo: how many updates do three samplers make in the same 12 s of training, and what do they reach?"
 	@$(BIN)/python -m isbench -m experiment=demo group=my_demo  # runs of the group demo are kept in results/
-	@$(BIN)/python -m isbench.report runs/my_demo
+	@$(BIN)/python -m isbench.report runs/my_demo --target 0.04 --title "The demo: three samplers in the same seconds"
+	@echo; echo "next:"
+	@echo "  open runs/my_demo/report/report.html in a browser"
+	@echo "  reproduce a part of a published figure (about 9 minutes):"
+	@echo "    $(BIN)/python -m isbench -m experiment=is/is_mnist_small arm=uniform,upper_bound group=mine"
+	@echo "  write a sampler of your own, one file and one yaml: docs/add_a_sampler.md"
 
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2
 
-test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew README's account of it (under 20 minutes)
+test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew the docs' account of it (under 20 minutes)
 	@$(BIN)/python -m tests.faults
 	@$(BIN)/python scripts/readme.py
 
@@ -33,7 +38,7 @@ test-gpu: $(STAMP) ## test what needs a GPU on the one that is here; without one
 test-cluster: $(STAMP) ## test grids on a real SLURM, which is installed and started for it (Debian, root; 10 to 15 minutes)
 	@$(BIN)/python -m pytest -m cluster -rs tests/cluster
 
-results: $(STAMP) ## collect the runs of experiments into results/, report on them, renew README
+results: $(STAMP) ## collect the runs of experiments into results/, report on them, renew README and docs
 	@$(BIN)/python -m isbench.report.collect
 	@$(BIN)/python -m isbench.report
 	@$(BIN)/python scripts/readme.py
@@ -41,7 +46,11 @@ results: $(STAMP) ## collect the runs of experiments into results/, report on th
 report: $(STAMP) ## make tables, figures and results/index.html from what results/ holds
 	@$(BIN)/python -m isbench.report
 
-bench: $(STAMP) ## measure what isbench costs and renew README's table of it (about 25 minutes on two quiet cores)
+docs: $(STAMP) ## build the documentation as a site in site/, without a network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
+
+bench: $(STAMP) ## measure what isbench costs and renew the docs' tables of it (about 25 minutes on two quiet cores)
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python scripts/readme.py
 
@@ -55,6 +64,6 @@ lock: ## renew the pinned requirement files (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt
 	uv pip compile pyproject.toml --extra finetune -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/finetune.txt
 
-clean: ## delete the environment, caches and runs
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+clean: ## delete the environment and caches; runs/ and data/ stay
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

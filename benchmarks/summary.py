@@ -1,4 +1,4 @@
-"""The summary of all themes: summary.json holds every round of every row, and gives summary.md and README's table.
+"""The summary of all themes: summary.json has every round of every row; summary.md and docs/overhead.md are made of it.
 
 Each kind of device and theme has its own machine and date, so that one can be measured again alone.
 """
@@ -78,8 +78,8 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def headline(content: dict[str, Any]) -> str:
-    """Return one line for each device, theme and goal: its worst row, and how many rows meet the goal."""
-    lines = ["| theme | worst row | against | measured | goal | met |", "| --- " + "| --- " * 5 + "|"]
+    """Return one line for each device, theme and goal: its worst case, and how many rows meet the goal."""
+    lines = ["| theme | worst case | against | measured | goal | met |", "| --- " + "| --- " * 5 + "|"]
     for device, themes in content.items():
         for theme, found in themes.items():
             groups: dict[str, list[dict[str, Any]]] = {}

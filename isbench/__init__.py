@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from isbench.guide import attach as attach
     from isbench.guide import indexed as indexed
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

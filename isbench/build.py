@@ -3,8 +3,9 @@
 import copy
 import inspect
 import math
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from isbench.data.augment import Augmentation
 from isbench.data.cache import on_disk
 from isbench.data.changes import changed
 from isbench.data.resident import ResidentDataset
-from isbench.data.source import Residency, Source
+from isbench.data.source import Residency, Source, checked
 from isbench.errors import ConfigError
 from isbench.loop import take_update
 from isbench.models.heads import Classifier
@@ -84,35 +85,49 @@ class Parts:
         """Take one update at the first learning rate."""
         take_update(self.sampler, self.step, self.rate(0.0), self.progress)
 
-    def warm_up(self) -> None:
-        """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs."""
-        before = copy.deepcopy(self.state_dict())
+    def warm_up(self) -> float:
+        """Take a few untimed steps and undo them, so that no method's clock pays for first-call costs.
+
+        Returns: about how many seconds an update takes, on a CPU: what the quickest of them took.
+        """
+        before, seconds = copy.deepcopy(self.state_dict()), []
+
+        def take_update() -> None:
+            started = time.perf_counter()
+            self.take_update()
+            seconds.append(time.perf_counter() - started)
+
         with self.step.engine.warm_up():
-            self.sampler.warm_up(self.take_update)
+            self.sampler.warm_up(take_update)
         self.step.forget()
         self.load_state_dict(before)
+        return min(seconds)
 
 
-Values = tuple[tuple[str, Any], ...]
+class Options(dict[str, Any]):
+    """Values of a yaml, as part of a cache's key: lists and dictionaries among them too."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
 
 
 @lru_cache(maxsize=1)
-def _source(target: str, data_dir: Path, residency: str, values: Values, changes: Values) -> Source:
+def _source(target: str, data_dir: Path, residency: str, options: Options, changes: Options) -> Source:
     """Read a data set, and change it, once for all runs of a grid in this process."""
-    node, reader = {"_target_": target, **dict(values)}, locate(target)
+    node, reader = {"_target_": target, **options}, locate(target)
     given: dict[str, Any] = {"data_dir": data_dir}
     keeps_itself = "residency" in inspect.signature(reader).parameters  # on disk, where that is asked for
     if keeps_itself:
         given["residency"] = residency
-        if residency == "disk" and "validation" in dict(changes):  # which would copy it into the memory
+        if residency == "disk" and "validation" in changes:  # which would copy it into the memory
             raise ConfigError(f"dataset.validation: {reader.__name__} cannot be split on disk; use residency=host")
 
     def read() -> Source:
-        return changed(instantiate("dataset", node, **given), **dict(changes))
+        return changed(checked(instantiate("dataset", node, **given), reader.__name__), **changes)
 
-    if keeps_itself or residency != "disk":
-        return read()
-    return on_disk(read, reader, dict(values + changes), data_dir)
+    in_place = keeps_itself or residency != "disk"
+    source = read() if in_place else on_disk(read, reader, options | changes, data_dir)
+    return replace(source, known_checksum=source.checksum())  # which every run of a grid asks for
 
 
 def load_source(node: dict[str, Any], data_dir: str) -> Source:
@@ -130,8 +145,8 @@ def load_source(node: dict[str, Any], data_dir: str) -> Source:
             node["_target_"],
             Path(data_dir).expanduser(),
             residency,
-            tuple(sorted(values.items())),
-            tuple(sorted(changes.items())),
+            Options(values),
+            Options(changes),
         )
 
 

@@ -18,10 +18,12 @@ from omegaconf import DictConfig
 import isbench.openmp  # noqa: F401  # before torch
 from isbench.config import validate
 from isbench.errors import ConfigError, GridFailed, Interrupted
-from isbench.explain import MISTAKES, PLAIN, explain, help_text
+from isbench.explain import MISTAKES, PLAIN, as_meant, check_marks, explain, help_text
 from isbench.files import RECORD
 from isbench.nodes import config_folder
+from isbench.place import place
 from isbench.recording.record import Outcome
+from isbench.terminal import outlive_terminal
 
 log = logging.getLogger("isbench")
 # Kept apart, since `command` sets Hydra's own variable, which the processes of a grid inherit.
@@ -31,11 +33,14 @@ failures: list[str] = []  # what `command` complains of at the end
 
 def main() -> None:
     """Run the command line; the exit code is 0 if every run was trained, recorded as skipped, or already there."""
-    if rank():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process speaks for all
+    outlive_terminal()
     try:
+        if place().rank:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # the first process speaks for all
         command()
         code = None
+    except ConfigError as error:  # of the place
+        sys.exit(f"isbench: {error}")
     except SystemExit as end:
         if "WORLD_SIZE" not in os.environ:
             raise
@@ -57,6 +62,7 @@ def command() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return
+    sys.argv[1:] = as_meant(sys.argv[1:])
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # wherever it stands
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
@@ -64,6 +70,7 @@ def command() -> None:
     failures.clear()
     try:
         check_flags()
+        check_marks()
         application()
     except Interrupted as stop:
         sys.exit(f"isbench: {stop}; the same command continues it")
@@ -100,6 +107,7 @@ def check_flags() -> None:
 def application(cfg: DictConfig) -> tuple[str, str]:
     """Train one composed configuration; return how it ended, and why. What goes wrong is kept for `command`."""
     is_grid = HydraConfig.get().mode == RunMode.MULTIRUN
+    outlive_terminal()  # a grid has processes of its own
     try:
         outcome = _train(cfg, is_grid)
         status, reason = outcome.status, outcome.reason
@@ -107,8 +115,8 @@ def application(cfg: DictConfig) -> tuple[str, str]:
         if _wants_traceback or not isinstance(error, PLAIN):
             traceback.print_exc()
         status, reason = "failed", explain(error)
-        if rank() and not getattr(error, "is_shared", False):
-            print(f"isbench: process {rank()}: {reason}", file=sys.__stderr__)
+        if (rank := place().rank) and not getattr(error, "is_shared", False):
+            print(f"isbench: process {rank}: {reason}", file=sys.__stderr__)
         if is_grid:
             log.error("failed: %s", reason)
     if is_grid:
@@ -144,10 +152,3 @@ def check_single(arm: str | None) -> None:
     sweeper = HydraConfig.get().sweeper
     if sweeper.params or sweeper.get("arms"):
         log.info("this is one run; the experiment is a grid of them with -m")
-
-
-def rank() -> int:
-    """Return this process's number among those that torchrun, or srun with several tasks, started together."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return int(os.environ.get("RANK", os.environ["SLURM_PROCID"]))
-    return int(os.environ.get("RANK", 0))

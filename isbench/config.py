@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import AfterValidator
 
 from isbench.errors import ConfigError
 from isbench.nodes import MOVED, check_arguments, config_folder
@@ -25,6 +26,9 @@ from isbench.nodes import MOVED, check_arguments, config_folder
 # Options that came after runs were recorded, by the target that has them: at this value, which is what was done before,
 # they stay out of the identity.
 ADDED: dict[str, dict[str, Any]] = {
+    "isbench.data.sources.image_folder": {"splits": None},
+    "isbench.models.resnet.PreActResNet18": {"stem": "auto"},
+    "isbench.models.resnet.ResNet18": {"stem": "auto"},
     "isbench.samplers.impon.Impon": {"fit_level": False},
     "isbench.samplers.prioritized.Prioritized": {"anneal": True},
 }
@@ -33,9 +37,24 @@ ADDED: dict[str, dict[str, Any]] = {
 DATA_OPTIONS: dict[str, Any] = {"residency": "device", "validation": None, "label_noise": 0.0}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
+# The names of choices and arms. They are folders, and tags in W&B.
+NAME = r"\w[\w.-]{0,63}"
+NAMES = "needs a name of at most 64 letters, digits, '_', '-' and '.'"
+
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments
 Count = Annotated[int, Ge(1)]
 Folder = Annotated[str, MinLen(1)]
+
+
+def _fit_for_wandb(name: str) -> str:
+    """Refuse what W&B does not take in the name of a project."""
+    if set(name) & set("/\\#?%:"):
+        raise ValueError("must have none of / \\ # ? % :")
+    return name
+
+
+WandbName = Annotated[str, MinLen(1), MaxLen(128), AfterValidator(_fit_for_wandb)]
+Tag = Annotated[str, MinLen(1), MaxLen(64)]
 
 
 def setting(default: Any = MISSING, **facts: Any) -> Any:
@@ -79,9 +98,9 @@ class LoggingConfig:
 
     name: str = ""
     mode: Literal["offline", "online", "off"] = setting("offline", help="where W&B keeps the run")
-    project: str = setting("isbench", help="project in W&B")
-    entity: str | None = setting(None, help="user or team in W&B; null is your default")
-    tags: list[str] = setting(list, help="tags in W&B, besides the paper and the sampler")
+    project: WandbName = setting("isbench", help="project in W&B")
+    entity: WandbName | None = setting(None, help="user or team in W&B; null is your default")
+    tags: list[Tag] = setting(list, help="tags in W&B, besides the paper and the sampler")
     timeout_seconds: Annotated[float, Gt(0), Le(3600)] = setting(20.0, help="how long to wait for W&B's server")
 
 
@@ -131,7 +150,9 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto takes a GPU if there is one")
     data_dir: Folder = setting(help="folder of the data sets; the variable ISBENCH_DATA sets it too")
     runs_dir: Folder = setting("runs", help="folder of the records")
-    group: str | None = setting(None, help="folder below runs_dir, and group in W&B: the experiment")
+    group: Annotated[str, MaxLen(128)] | None = setting(
+        None, help="folder below runs_dir, and group in W&B: the experiment"
+    )
     arm: str | None = setting(None, help="line of a table that a run belongs to; arm=a,b narrows a grid")
 
 
@@ -167,13 +188,13 @@ def validate(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    run = RunConfig(**check_arguments("", RunConfig, plain))
+    run = with_plain_paths(RunConfig(**check_arguments("", RunConfig, plain)))
     for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
         node = getattr(run, group)
         if not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")
-        if not re.fullmatch(r"\w[\w.-]*", str(node.get("name") or "")):
-            raise ConfigError(f"{group}.name={node.get('name')}: needs a name of letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(NAME, str(node.get("name") or "")):
+            raise ConfigError(f"{group}.name={node.get('name')}: {NAMES}")
     if run.budget.effective and run.budget.unit == "seconds":
         raise ConfigError(
             "budget.effective=True: seconds are the same for every method; count updates, epochs or examples instead"
@@ -181,6 +202,25 @@ def validate(cfg: DictConfig) -> RunConfig:
     if run.group is not None and (run.group == "" or {"..", "/"} & set(Path(run.group).parts)):
         raise ConfigError(f"group={run.group}: must be a folder below runs_dir, or null")
     return run
+
+
+def with_plain_paths(run: RunConfig) -> RunConfig:
+    """Return the configuration with paths as a shell would give them, without `~`, $VARIABLES and needless slashes."""
+    for group in (*CHOSEN, *(["rates_of"] if run.rates_of else [])):
+        node = getattr(run, group)
+        for key, value in node.items():
+            if isinstance(value, str) and "/" in value and "://" not in value:
+                node[key] = os.path.normpath(_expanded(f"{group}.{key}", value))
+    return replace(run, data_dir=_expanded("data_dir", run.data_dir), runs_dir=_expanded("runs_dir", run.runs_dir))
+
+
+def _expanded(key: str, path: str) -> str:
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{key}={path}: there is no home folder {path.partition('/')[0]}; ./~ is a folder of that name"
+        )
+    return expanded
 
 
 def on_device(run: RunConfig, device: str, is_alone: bool = True) -> RunConfig:
@@ -203,10 +243,19 @@ def on_device(run: RunConfig, device: str, is_alone: bool = True) -> RunConfig:
 def run_id(run: RunConfig) -> str:
     """Return eight hex digits that depend on everything that makes the run what it is, and on nothing else."""
     plain = asdict(run)
+    if isinstance(path := run.dataset.get("path"), str):
+        plain["dataset"]["path"] = _within(run.data_dir, path)
     rules = {item.name: item.metadata["identity"] for item in fields(run) if item.name in IDENTITY}
     keys = [key for key, rule in rules.items() if rule is True or rule(plain[key])]
     text = json.dumps({key: _canonical(plain[key]) for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _within(data_dir: str, path: str) -> str:
+    """Return a path relative to the folder of the data sets if it lies in it, else absolute."""
+    base = os.path.abspath(data_dir)
+    full = os.path.normpath(os.path.join(base, path))
+    return os.path.relpath(full, base) if Path(full).is_relative_to(base) else full
 
 
 def _canonical(value: Any) -> Any:

@@ -1,9 +1,10 @@
 """Help for people: what there is to choose from, and a mistake in one line with the nearest valid choices."""
 
 import argparse
+import codecs
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,18 +16,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isbench.config import GROUPS, RunConfig
-from isbench.errors import UserError
+from isbench.errors import ConfigError, UserError
 from isbench.nodes import config_folder, nearest
 
 PLAIN = (UserError, OmegaConfBaseException, OSError, RecursionError)  # the user's, wherever they come from
 MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, where they come from composing
 USAGE = """\
-isbench trains data set x model x sampler under one clock and records loss and error against seconds.
+isbench trains data set x model x sampler, timed by the same rules, and records loss and error against seconds.
 
-  python -m isbench [group=choice ...] [key=value ...]     one run
-  python -m isbench -m [group=a,b ...] [key=1,2 ...]       a grid (Hydra multirun)
-  python -m isbench --cfg job [...]                        show the configuration and stop
-  eval "$(isbench -sc install=bash)"                       tab completion
+  isbench [group=choice ...] [key=value ...]    one run
+  isbench -m [group=a,b ...] [key=1,2 ...]      a grid (Hydra multirun)
+  isbench status [EXPERIMENT ...]               how far experiments have come, or with -m a grid
+  isbench report [FOLDER | wandb:PLACE | ID]    tables, figures and a page of runs; see isbench report --help
+  isbench collect [ID ...]                      keep the runs of experiments in results/
+  isbench spend LIST [MINUTES]                  spend a given time on runs that are missing
+  isbench --cfg job [...]                       show the configuration and stop
+  eval "$(isbench -sc install=bash)"            tab completion
+
+`python -m isbench` is the same command.
 """
 EXAMPLES = """
 Examples:
@@ -71,12 +78,54 @@ def choices(group: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def as_meant(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as Hydra takes them for what they mean.
+
+    An experiment may be called without its folder, and a text may look like a number: of group=2026_11 Hydra would make
+    202611, and of 1e3 1000.0.
+    """
+    short = {choice.rpartition("/")[2]: choice for choice in reversed(choices("experiment"))}
+    texts = set(text_keys(RunConfig))
+    meant = []
+    for word in words:
+        key, _, value = word.partition("=")
+        name = key.lstrip("+")
+        if name == "experiment" and value not in choices(name):
+            word = f"{key}={short.get(value, value)}"
+        elif name in texts and not value.isdecimal() and re.fullmatch(r"[+-]?[\d._]+([eE][+-]?\d+)?", value):
+            word = f"{key}='{value}'"
+        meant.append(word)
+    return meant
+
+
+def text_keys(part: type, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a configuration, dotted, whose values are texts."""
+    for name, hint in get_type_hints(part).items():
+        if is_dataclass(hint):
+            yield from text_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif hint is str or str in get_args(hint):
+            yield f"{prefix}{name}"
+
+
+def check_marks() -> None:
+    """Check that no yaml of --config-dir begins with a mark of its encoding: Hydra then overlooks `# @package`.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for path in folder.rglob("*.yaml") if (folder := own_folder()) else ():
+        with suppress(OSError):  # Hydra says so if it is chosen
+            if path.is_file() and path.read_bytes().startswith((codecs.BOM_UTF8, codecs.BOM_LE, codecs.BOM_BE)):
+                raise ConfigError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
+
+
 def summary(path: Path) -> str:
-    """Return the first comment of a yaml that is not an instruction to Hydra."""
-    for line in path.read_text().splitlines():
-        if line.startswith("# ") and not line.startswith("# @"):
-            return line[2:]
-    return ""
+    """Return the first comment of a yaml that is not an instruction to Hydra, or why it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return next((line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def described_keys(part: type, prefix: str = "") -> Iterator[tuple[str, str]]:

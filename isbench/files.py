@@ -1,16 +1,30 @@
-"""Files that several parts of the package know by name, and the one way to write a file whole or not at all."""
+"""Files that several parts of the package know by name, their checksum, and the one way to write one whole or not."""
 
+import hashlib
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 # In the folder of a run. Its other files belong to one module each: isbench.training.checkpoint, a probe, W&B.
 RECORD = "record.jsonl"
 LOCK = "lock"  # held by the process that works on the run
+# Among W&B's files of a run: a copy of the record, which is no run of its own.
+RECORD_COPY = "isbench.jsonl"
 # In results/ID, where the runs of an experiment are kept.
 EVALUATIONS, RUNS, PROBES = "evaluations.parquet", "runs.parquet", "probes.parquet"
 PROVENANCE = "provenance.json"
 VERDICTS = "verdicts.json"
+
+
+def checksum(path: Path) -> str:
+    """Return 16 hex digits that differ between files.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=8)).hexdigest()
 
 
 def write_whole(path: Path, *parts: bytes, previous: Path | None = None) -> None:

@@ -11,7 +11,7 @@ program: no global stream of random numbers, no model. docs/own_loop.md shows al
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,17 +23,21 @@ from isbench.errors import ConfigError, Incompatible
 from isbench.nodes import choice, construct, locate
 from isbench.samplers.base import Sampler
 from isbench.samplers.basis import Basis
-from isbench.signals import CrossEntropy, per_example
+from isbench.signals import PER_EXAMPLE, CrossEntropy, joint_norm, per_example
 from isbench.training.ranks import ALONE, Ranks
 from isbench.training.streams import stream
 from isbench.types import Batch, Draw, Forward, Progress
 
 Load = Callable[[Tensor], Any]  # indices (n,) to the examples, in any shape
 Scorer = Callable[[Any], Tensor]  # examples, or without a `Load` their indices (n,), to scores (n,)
-OF_LOGITS = ("logit_gradient_norm", "true_class_probability")
-# What a loop gives if `attach` is told more, and which of its arguments that is.
-ARGUMENT = {"score": "scorer", "score_dataset": "scorer", "targets": "targets", "num_classes": "targets"}
-ARGUMENT.update(dict.fromkeys(OF_LOGITS, "targets"))
+Inputs = Callable[[Tensor], Tensor]  # indices (n,) to inputs (n, ...)
+# What a loop gives a sampler besides losses, by the argument of `attach` that it takes.
+GIVES = {
+    "scorer": ("score", "score_dataset"),
+    "targets": ("targets", "num_classes", "logit_gradient_norm", "true_class_probability"),
+    "plain_inputs": ("plain", "input_shape"),
+    "parameters": ("weight_norm",),
+}
 
 
 def attach(
@@ -48,6 +52,8 @@ def attach(
     targets: Tensor | None = None,
     scorer: Scorer | None = None,
     load: Load | None = None,
+    plain_inputs: Inputs | None = None,
+    parameters: Iterable[Tensor] | None = None,
     **options: Any,
 ) -> "Guide":
     """Return a guide that draws batches by one of isbench's methods, or by a sampler class of one's own.
@@ -64,6 +70,8 @@ def attach(
             gradients; the model's mode is the caller's affair.
         load: gives the examples at indices (n,): a tensor, or a dictionary, tuple or list of them. `scorer` is then
             called with examples, and `Guide.choose` returns them.
+        plain_inputs: gives the un-augmented inputs at indices (n,), in floating point, for methods that look at them.
+        parameters: of the model, for methods that use the norm of its weights.
         options: the sampler's own.
 
     Raises:
@@ -83,7 +91,18 @@ def attach(
     called, target = defaults.pop("name"), defaults.pop("_target_")
     sampler: Sampler = construct("sampler", called, locate(target), {**defaults, **options})
     surroundings = Surroundings(
-        called, num_examples, batch_size, per_pass * (epochs or 1), seed, device, targets, scorer, load
+        called,
+        sampler.without,
+        num_examples,
+        batch_size,
+        per_pass * (epochs or 1),
+        seed,
+        device,
+        targets,
+        scorer,
+        load,
+        plain_inputs,
+        parameters,
     )
     surroundings.check(*sampler.asks, *sampler.observes, *["weighted_norm"] * sampler.weighted_norm)
     sampler.bind(surroundings)
@@ -96,9 +115,9 @@ class Numbers:
     What `load` gave of it is kept, so that an example is trained on as it was scored.
     """
 
-    def __init__(self, indices: Tensor, load: Load | None = None, examples: Any = None):
+    def __init__(self, indices: Tensor, surroundings: "Surroundings", examples: Any = None):
         self.indices = indices
-        self._load = load
+        self._surroundings = surroundings
         self._examples = examples
 
     def __len__(self) -> int:
@@ -110,26 +129,29 @@ class Numbers:
         return torch.empty(len(self), 0, device=self.indices.device)
 
     @property
+    def inputs(self) -> Tensor:
+        """What `plain_inputs` gives, (n, ...)."""
+        return self._surroundings.inputs(self.indices)
+
+    @property
     def examples(self) -> Any:
         """What `load` gives."""
         if self._examples is None:
-            if self._load is None:
-                raise ConfigError("guide.choose: attach needs load=...")
-            self._examples = self._load(self.indices)
+            self._examples = self._surroundings.load(self.indices)
         return self._examples
 
     def take(self, positions: Tensor) -> "Numbers":
         """Return the examples at `positions` (k,), repeats allowed."""
         examples = None if self._examples is None else rows(self._examples, positions)
-        return Numbers(self.indices[positions], self._load, examples)
+        return Numbers(self.indices[positions], self._surroundings, examples)
 
     def join(self, other: "Numbers") -> "Numbers":
         """Return these examples, followed by the other batch. They will be loaded anew."""
-        return Numbers(torch.cat([self.indices, other.indices]), self._load)
+        return Numbers(torch.cat([self.indices, other.indices]), self._surroundings)
 
     def part(self, ranks: Ranks) -> "Numbers":
         """Return this rank's part; where there are several, it will be loaded anew."""
-        return self if ranks.size == 1 else Numbers(ranks.part(self.indices), self._load)
+        return self if ranks.size == 1 else Numbers(ranks.part(self.indices), self._surroundings)
 
 
 def rows(examples: Any, positions: Tensor) -> Any:
@@ -159,6 +181,7 @@ class Surroundings(Basis):
     def __init__(
         self,
         name: str,
+        without: Mapping[str, str],
         num_examples: int,
         batch_size: int,
         updates: int,
@@ -167,6 +190,8 @@ class Surroundings(Basis):
         targets: Tensor | None,
         scorer: Scorer | None,
         load: Load | None,
+        plain_inputs: Inputs | None,
+        parameters: Iterable[Tensor] | None,
     ):
         self.streams = {purpose: stream(seed, purpose, device) for purpose in ("sampler", "order")}
         own, order = self.streams.values()
@@ -175,33 +200,36 @@ class Surroundings(Basis):
         has_ranks = dist.is_available() and dist.is_initialized()
         self.ranks = Ranks(dist.get_rank(), dist.get_world_size()) if has_ranks else ALONE
         self._name = name
+        self._without = without
         self._scorer = scorer
         self._load = load
-        self._given = {"loss"}
-        if scorer is not None:
-            self._given |= {"score", "score_dataset"}
+        self._plain_inputs = plain_inputs
+        self._parameters = [tensor for tensor in parameters or () if tensor.requires_grad]
+        given = {"scorer": scorer, "targets": targets, "plain_inputs": plain_inputs, "parameters": parameters}
+        self._given = {"loss"}.union(*(gives for argument, gives in GIVES.items() if given[argument] is not None))
         if batch_size % self.ranks.size:
             raise ConfigError(f"batch_size={batch_size}: must be a multiple of the {self.ranks.size} processes")
         if targets is not None:
             if targets.shape != (num_examples,):
                 raise ConfigError(f"targets: {num_examples} labels are needed, and the shape is {tuple(targets.shape)}")
-            self._given |= set(OF_LOGITS)
             self.targets = targets.to(device)
             self.num_classes = int(targets.max()) + 1
+        if plain_inputs is not None:
+            self.input_shape = tuple(self.inputs(torch.zeros(1, dtype=torch.int64, device=device)).shape[1:])
 
     def check(self, *wanted: str) -> None:
         """Check that the loop gives what a sampler wants.
 
         Raises:
-            Incompatible: it does not. The message says which argument of `attach` helps, if one does.
+            Incompatible: it does not. The message says what to give `attach`, if that helps.
         """
         lacking = [what for what in dict.fromkeys(wanted) if what not in self._given]
-        beyond = [what for what in lacking if what not in ARGUMENT]
-        if beyond:
+        ways = {**self._without, **{what: f"{argument}=..." for argument, gives in GIVES.items() for what in gives}}
+        if beyond := [what for what in lacking if what not in ways]:
             raise Incompatible(f"sampler={self._name} needs {', '.join(beyond)}: only a run of isbench has that")
         if lacking:
-            names, arguments = ", ".join(lacking), dict.fromkeys(f"{ARGUMENT[what]}=..." for what in lacking)
-            raise Incompatible(f"sampler={self._name} needs {names}: give attach {' and '.join(arguments)}")
+            helps = ", ".join(dict.fromkeys(ways[what] for what in lacking))
+            raise Incompatible(f"sampler={self._name} needs {', '.join(lacking)}: give attach {helps}")
 
     def __getattr__(self, what: str) -> Any:
         if what in Basis.__annotations__:
@@ -218,7 +246,28 @@ class Surroundings(Basis):
         return None
 
     def fetch(self, indices: Tensor, views: Tensor | None = None) -> Numbers:
-        return Numbers(indices, self._load)
+        return Numbers(indices, self)
+
+    def plain(self, indices: Tensor) -> Numbers:
+        return Numbers(indices, self)
+
+    def load(self, indices: Tensor) -> Any:
+        """Return the examples at `indices` (n,), as `load` gives them."""
+        if self._load is None:
+            raise ConfigError("guide.choose: attach needs load=...")
+        return self._load(indices)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the inputs at `indices` (n,), as `plain_inputs` gives them, (n, ...)."""
+        self.check("plain")
+        assert self._plain_inputs is not None
+        inputs = self._plain_inputs(indices)
+        if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and len(inputs) == len(indices)):
+            raise ConfigError(f"plain_inputs: must give {len(indices)} inputs for as many indices, in floating point")
+        return inputs.detach().to(self.device)
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self._parameters]
 
     def score(self, batch: Batch | Numbers, signal: str) -> Tensor:
         self.check("score")
@@ -310,6 +359,8 @@ class Guide:
         draw = self._taken(indices)
         size = len(draw.batch)
         signals = ranks.gather(self._signals(draw, losses.detach(), logits), size)
+        if "weight_norm" in self.sampler.observes:
+            signals["weight_norm"] = joint_norm(self.surroundings.parameters()).to(self.surroundings.device)
         self.weights = ranks.part(self.sampler.reweight(draw, signals)).to(losses.device)
         # Ranks average their gradients: each is of a mean over its share of the batch.
         objective = torch.dot(self.weights / (size / ranks.size), losses.float())
@@ -389,7 +440,7 @@ class Guide:
     def _signals(self, draw: Draw, losses: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
         device = self.surroundings.device
         signals = {"loss": losses.float().to(device)}
-        names = tuple(name for name in self.sampler.observes if name != "loss")
+        names = tuple(name for name in self.sampler.observes if name in PER_EXAMPLE and name != "loss")
         if names:
             if logits is None or len(logits) != len(losses):
                 raise ValueError(f"logits: the method learns from {', '.join(names)}, so `loss` needs them, (n, C)")
@@ -408,10 +459,20 @@ class Indexed(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        if isinstance(item, Mapping):
-            return {"indices": index, **item}
-        return (index, *item) if isinstance(item, tuple | list) else (index, item)
+        return numbered(index, self.dataset[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Return the items of a batch, which some data sets fetch together."""
+        together = getattr(self.dataset, "__getitems__", None)
+        items = together(indices) if together else map(self.dataset.__getitem__, indices)
+        return list(map(numbered, indices, items))
+
+
+def numbered(index: int, item: Any) -> Any:
+    """Return an item with its index."""
+    if isinstance(item, tuple | list):
+        return (index, *item)
+    return {"indices": index, **item} if isinstance(item, Mapping) else (index, item)
 
 
 def indexed(dataset: Any) -> Indexed:

@@ -6,6 +6,7 @@ The annotations of the function or class that a node names are the schema of its
 import difflib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -92,7 +93,7 @@ def check_arguments(
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    hints = _hints(function)
     prefix = f"{group}." if group else ""
     for name in arguments:
         if name not in parameters:
@@ -100,7 +101,15 @@ def check_arguments(
     for name, parameter in parameters.items():
         if name not in arguments and (parameter.default is parameter.empty or parameter.default == MISSING):
             raise ConfigError(f"{prefix}{name} is missing: {function.__name__} needs it")
-    return {name: _convert(f"{prefix}{name}", hints[name], value) for name, value in arguments.items()}
+    return {name: _convert(f"{prefix}{name}", hints.get(name, Any), value) for name, value in arguments.items()}
+
+
+def _hints(function: Callable) -> dict[str, Any]:
+    """Return the annotations of a function's arguments, or of a class's constructor; not all need have one."""
+    try:
+        return get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigError(f"{function.__name__}: its annotations cannot be read: {error}") from None
 
 
 def _convert(key: str, hint: Any, value: Any) -> Any:
@@ -119,7 +128,8 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
 @cache
 def _adapter(hint: Any) -> TypeAdapter:
     rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-    return TypeAdapter(hint, config=rules)
+    with warnings.catch_warnings(action="ignore"):  # about a hint that is no type, which then allows anything
+        return TypeAdapter(hint, config=rules)
 
 
 def _complaint(error: ValidationError, hint: Any) -> str:
@@ -127,7 +137,8 @@ def _complaint(error: ValidationError, hint: Any) -> str:
     first = error.errors()[0]
     if first["type"] == "literal_error":
         return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
-    words = re.sub("^(Input|Value) should", "must", first["msg"]).replace(" after validation", "").lower()
+    words = re.sub("^((Input|Value|String) should|Value error, must)", "must", first["msg"])
+    words = words.replace(" after validation", "").lower()
     return f"{words}, or null" if type(None) in get_args(hint) else words
 
 

@@ -5,10 +5,12 @@ loop itself is `isbench.loop.train`; all that happens here happens while the clo
 """
 
 import gc
+import hashlib
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import getLogger
@@ -18,15 +20,16 @@ from typing import Any
 import torch
 
 from isbench import locks
-from isbench.build import Parts, build, num_parameters, resolve_device
-from isbench.config import RunConfig, on_device, recorded, run_folder, run_id, scratch_dir, tags
+from isbench.build import Parts, build, load_source, num_parameters, resolve_device
+from isbench.config import CHOSEN, RunConfig, on_device, recorded, run_folder, run_id, scratch_dir, tags
 from isbench.errors import ConfigError, Diverged, Interrupted, UserError, memory_named
-from isbench.files import LOCK, RECORD
+from isbench.files import LOCK, RECORD, checksum
 from isbench.loop import train
 from isbench.recording.console import Console
 from isbench.recording.environment import environment
 from isbench.recording.record import (
     ENDED,
+    MOST_CPU_WAIT,
     Outcome,
     Record,
     Row,
@@ -35,12 +38,14 @@ from isbench.recording.record import (
     last_status,
     learning_rates,
     read_rows,
+    recorded_inputs,
 )
-from isbench.recording.wandb_sink import make_sink
+from isbench.recording.wandb_sink import NullSink, WandbSink, make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
 from isbench.training.device_load import counted, device_name
 from isbench.training.evaluate import evaluate
+from isbench.training.forecast import forecast, seconds_of_evaluation, seconds_of_training
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
 from isbench.training.ranks import Ranks, join
@@ -64,6 +69,7 @@ def run(config: RunConfig) -> Outcome:
     config = on_device(config, device.type, ranks.size == 1)
     folder = run_folder(config)
     if (outcome := ended(folder, ranks)) is not None:
+        ranks.attempt(lambda: compare_data(config, folder))
         return outcome
     rates = rates_of(config, ranks)
     apply_numerics(config.numerics.deterministic, config.numerics.precision, config.numerics.threads)
@@ -72,12 +78,12 @@ def run(config: RunConfig) -> Outcome:
         if rates is not None:
             parts.learning_rate, parts.schedule = 1.0, replay(rates, parts.progress)
         try:
-            parts.warm_up()
+            seconds_per_update = parts.warm_up()
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"this configuration cannot take a step: {str(error).splitlines()[0]}") from error
     with held(folder, device, ranks) as count_runs:
         # Another process may have ended the run while this one got ready.
-        return ended(folder, ranks) or Attempt(config, folder, parts, ranks, count_runs).run()
+        return ended(folder, ranks) or Attempt(config, folder, parts, ranks, count_runs, seconds_per_update).run()
 
 
 def rates_of(config: RunConfig, ranks: Ranks) -> list[float] | None:
@@ -106,6 +112,44 @@ def ended(folder: Path, ranks: Ranks) -> Outcome | None:
     return Outcome(folder, *status)
 
 
+def compare_data(config: RunConfig, folder: Path) -> None:
+    """Check that the data of a run that ended are still those that it was trained on, where they are here.
+
+    Raises:
+        UserError: they have changed.
+    """
+    at_hand = {"download": False} if "download" in config.dataset else {}
+    try:
+        source = load_source(config.dataset | at_hand, config.data_dir)
+    except (UserError, OSError) as error:
+        log.info("%s: its data cannot be compared with what is here: %s", folder, error)
+    else:
+        check_unchanged(folder, inputs_of(config, source.checksum()))
+
+
+def inputs_of(config: RunConfig, data_checksum: str) -> dict[str, str]:
+    """Return the checksums of what a run reads: of its data set, and of each file that a choice names."""
+    files = {
+        f"{group}.{key}": Path(value)
+        for group in CHOSEN
+        for key, value in getattr(config, group).items()
+        if isinstance(value, str) and {".", "/"} & set(value) and key != "_target_"
+    }
+    return {"dataset": data_checksum} | {key: checksum(path) for key, path in files.items() if path.is_file()}
+
+
+def check_unchanged(folder: Path, now: dict[str, str], **before: Any) -> None:
+    """Raise UserError where what a run reads is not what it has read, as its record, or `before`, has it."""
+    before = recorded_inputs(read_rows(folder / RECORD)) | before
+    for key in before.keys() & now.keys():
+        if before[key] != now[key]:
+            what = "the data set" if key == "dataset" else key
+            raise UserError(
+                f"{folder}: {what} has changed since this run began; restore it, delete the folder, or add group=NAME "
+                "for a run of its own"
+            )
+
+
 class InUse(UserError):
     """Another process is at work on the run."""
 
@@ -127,13 +171,44 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")
+        lock = open(folder / LOCK, "a+")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
         if not locks.take(lock):
-            raise InUse(f"{folder} is in use by another process")
+            lock.seek(0)
+            raise InUse(f"{folder} is in use by another process, on its machine number {lock.read(20) or 'unknown'}")
+        with suppress(OSError):  # on a full disk it stays empty
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield
+
+
+def open_sink(config: RunConfig, folder: Path, facts: Mapping[str, Any], next_step: int = 0) -> WandbSink | NullSink:
+    """Open the W&B mirror of a run.
+
+    Args:
+        facts: what W&B shows beside the configuration.
+        next_step: the first update that no row of earlier attempts is about.
+
+    Raises:
+        ConfigError: W&B refuses a name, or one of its environment variables.
+    """
+    arm, identity = config.arm or config.sampler["name"], run_id(config)
+    group = "" if config.group is None else f"-{hashlib.sha256(config.group.encode()).hexdigest()[:4]}"
+    settings = {
+        "project": config.logging.project,
+        "entity": config.logging.entity,
+        "run_group": config.group,
+        "run_job_type": arm,
+        "run_tags": tags(config),
+        "run_id": identity + group,  # groups may share runs, and W&B has an id once in a project
+        "run_name": f"{arm}-s{config.seed}-{identity}",
+        "root_dir": str(Path(config.runs_dir, config.group or "")),
+    }
+    shown = {"run_id": identity, **recorded(config), **facts}
+    seconds = config.logging.timeout_seconds
+    return make_sink(config.logging.mode, seconds, folder / RECORD, shown, settings, next_step)
 
 
 @dataclass
@@ -145,12 +220,13 @@ class Attempt:
     parts: Parts
     ranks: Ranks
     count_runs: Callable[[], int]
+    seconds_per_update: float  # about
 
     def __post_init__(self) -> None:
         dataset = self.parts.dataset
         self.progress = self.parts.progress
         self.record = Record(self.folder / RECORD) if self.ranks.is_first else Unrecorded()
-        self.data_checksum = self.parts.source.checksum()
+        self.inputs = inputs_of(self.config, self.parts.source.checksum())
         self.saved_at = time.monotonic()
         self.train_subset = fixed_subset(dataset.num_examples, self.config.evaluation.train_examples).to(dataset.device)
 
@@ -193,10 +269,7 @@ class Attempt:
                 )
             if state is None:
                 return
-            if state["data_checksum"] != self.data_checksum:
-                raise UserError(
-                    f"{self.folder}: the data set has changed since this run began; restore it, or delete the folder"
-                )
+            check_unchanged(self.folder, self.inputs, dataset=state["data_checksum"])
             self.parts.load_state_dict(state["parts"])
             if len(state["own_streams"]) == self.ranks.size:
                 self.parts.streams.load_own_state(state["own_streams"][self.ranks.rank])
@@ -208,45 +281,60 @@ class Attempt:
 
     def begin(self) -> None:
         """Write this attempt's first row, and open the W&B mirror and the console."""
-        config, parts, identity = self.config, self.parts, run_id(self.config)
-        rows = effective_rows(read_rows(self.folder / RECORD))
-        earlier = [row for row in rows if row["updates"] <= self.progress.updates]
+        config, parts = self.config, self.parts
+        rows = read_rows(self.folder / RECORD)
+        earlier = [row for row in effective_rows(rows) if row["updates"] <= self.progress.updates]
+        next_step = 1 + max((row["updates"] for row in rows if row["kind"] == "evaluation"), default=-1)
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
+        self.waited_before = sum(row.get("cpu_wait", math.nan) * row["train_seconds"] for row in earlier[-1:])
+        self.is_warned = False
         self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
+        facts: dict[str, Any] = {
+            "num_parameters": num_parameters(parts.model),
+            "data": {
+                "provenance": parts.source.provenance,
+                "checksum": self.inputs["dataset"],
+                "num_examples": parts.dataset.num_examples,
+                "classes": parts.source.class_counts(),
+                "remarks": parts.source.remarks,
+            },
+            "files": {key: digits for key, digits in self.inputs.items() if key != "dataset"},
+            "environment": environment(config.device) | {"ranks": self.ranks.size},
+        }
+        # Before the first row, so that what W&B refuses leaves none.
+        self.sink = self.ranks.attempt(
+            lambda: open_sink(config, self.folder, facts, next_step) if self.ranks.is_first else NullSink()
+        )
         self.append(
             "start",
             time=now(),
             resumed_at=self.progress.updates,
-            run_id=identity,
+            run_id=run_id(config),
             config=recorded(config),
-            num_parameters=num_parameters(parts.model),
-            data={
-                "provenance": parts.source.provenance,
-                "checksum": self.data_checksum,
-                "num_examples": parts.dataset.num_examples,
-            },
-            environment=environment(config.device) | {"ranks": self.ranks.size},
+            **facts,
         )
-        self.sink = make_sink(
-            config.logging.mode if self.ranks.is_first else "off",
-            config.logging.timeout_seconds,
-            {
-                "project": config.logging.project,
-                "entity": config.logging.entity,
-                "group": config.group,
-                "tags": tags(config),
-                "id": identity,
-                "name": self.folder.name,
-                "config": recorded(config),
-                "dir": str(self.folder),
-            },
-        )
+        for row in earlier:
+            self.sink.log(row)
         self.console = Console(self.folder.name)
+
+    def first_lines(self) -> Iterator[str]:
+        """Yield what one should know before training: the data, and how long it takes if that is long."""
+        source, progress = self.parts.source, self.progress
+        yield from (f"data: {line}" for line in (source.description(), *source.remarks))
+        if self.config.device == "cpu" and self.ranks.is_first:
+            count = (len(self.train_subset) + self.parts.dataset.num_test) / self.ranks.size
+            evaluation = seconds_of_evaluation(self.parts.model, self.parts.criterion, self.parts.dataset, count)
+            training = seconds_of_training(self.parts.budget, progress, self.config.batch_size, self.seconds_per_update)
+            points = self.config.evaluation.points - self.boundaries.passed + (progress.updates == 0)
+            if line := forecast(training, evaluation, points):
+                yield line
 
     def train(self) -> None:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
         with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+            for line in self.first_lines():
+                log.info("%s", line)
             if self.progress.updates == 0:
                 self.evaluate(parts.rate(0.0), 1.0)
             train(
@@ -294,6 +382,7 @@ class Attempt:
             test_loss=test_loss,
             test_error=test_error,
             concurrent_runs=self.concurrent_runs(),
+            cpu_wait=self.cpu_wait(),
             **{f"sampler/{name}": value for name, value in parts.sampler.diagnostics().items()},
         )
         self.sink.log(row)
@@ -320,7 +409,7 @@ class Attempt:
         state = {
             "parts": self.parts.state_dict(),
             "own_streams": self.ranks.list_all(self.parts.streams.own_state()),
-            "data_checksum": self.data_checksum,
+            "data_checksum": self.inputs["dataset"],
         }
         self.ranks.attempt(lambda: checkpoint.save(self.folder, state) if self.ranks.is_first else None)
         self.saved_at = time.monotonic()
@@ -338,6 +427,21 @@ class Attempt:
     def append(self, kind: str, **values: Any) -> Row:
         """Add a row to the record, on all ranks or none."""
         return self.ranks.attempt(lambda: self.record.append(kind, **values))
+
+    def cpu_wait(self) -> float:
+        """Return the share of the training seconds in which a thread waited for a core; warn where it is large."""
+        waited = self.waited_before + self.ranks.largest(self.parts.clock.core_wait.seconds)
+        share = waited / self.progress.seconds if self.progress.seconds else 0.0
+        if share > MOST_CPU_WAIT and self.progress.seconds > 1 and not self.is_warned:
+            self.is_warned = True
+            log.warning(
+                "%s: other programs take its cores: it has waited for one during %.0f %% of its %.0f s, which a report "
+                "will not compare",
+                self.folder.name,
+                100 * share,
+                self.progress.seconds,
+            )
+        return share
 
     def concurrent_runs(self) -> int:
         """Return the largest number of runs, this one included, that have trained on this device at once so far."""

@@ -84,6 +84,11 @@ Score = Literal[
 SCORES = get_args(Score)
 
 
+def joint_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the norm of all numbers of some tensors together, ()."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
 def per_example(
     names: tuple[str, ...], forward: Forward, targets: Tensor, criterion: CrossEntropy
 ) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
-"""Write the generated tables into README.md and docs/gpu.md, or with --check say whether they are up to date."""
+"""Write the generated parts of README.md and docs/, or with --check say whether they are up to date."""
 
-import inspect
 import json
 import re
 import sys
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +14,32 @@ import yaml
 from isbench.explain import summary
 from isbench.files import EVALUATIONS, RUNS
 from isbench.grid.jobs import compose_grid
-from isbench.nodes import locate
+from isbench.report import answer
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
 from isbench.report.measures import headline
+from isbench.report.verdicts import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "gpu.md")
-FACTS = ("Estimator", "Memory", "Cost", "Host reads")
+sys.path.insert(0, str(ROOT))  # for what lies beside the package, imported where it is needed
+
+FILES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers")),
+)
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
+
+
+@cache
+def rows() -> list[answer.Row]:
+    return answer.rows(experiments(), ROOT / "results")
+
+
+def rule_table() -> str:
+    """Return the rules that judge a claim, in their order."""
+    lines = [f"| {rule.name} | {rule.about} | {rule.sentence} |" for rule in RULES]
+    return "\n".join(["| verdict | the claim is about | our result |", "| --- | --- | --- |", *lines])
 
 
 def demo_table() -> str:
@@ -41,7 +57,7 @@ def experiment_table() -> str:
 
     What has no primary claim has its first. One seed's number is no headline.
     """
-    head = ("experiment", "claim (arms)", "published", "ours [95 %]", "n", "verdict", "its other claims")
+    head = ("experiment", "claim (variants)", "published", "ours [95 %]", "n", "verdict", "other results")
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment in experiments():
         path = ROOT / "results" / experiment.id / "verdicts.json"
@@ -83,19 +99,19 @@ def gpu_table() -> str:
 
 def sampler_table() -> str:
     """Return one row per yaml of conf/sampler, from its first line and the docstring of its class."""
-    lines = ["| sampler | method | " + " | ".join(fact.lower() for fact in FACTS) + " |", "| --- " * 6 + "|"]
+    from scripts.documented import FACTS, Documented
+
+    lines = ["| Sampler | Method | " + " | ".join(FACTS) + " |", "| --- " * 6 + "|"]
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
-        documentation = inspect.getdoc(locate(yaml.safe_load(path.read_text())["_target_"])) or ""
-        facts = [re.search(rf"^{fact}: ((?:.|\n(?!\w[\w ]*:|\n))*)", documentation, re.MULTILINE) for fact in FACTS]
-        cells = [" ".join(fact[1].split()).rstrip(".").replace("|", "\\|") if fact else "?" for fact in facts]
+        facts = Documented.of(yaml.safe_load(path.read_text())["_target_"]).facts
+        cells = [facts.get(fact, "?").rstrip(".").replace("|", "\\|") for fact in FACTS]
         lines.append(f"| `{path.stem}` | {summary(path)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def performance_table() -> str:
-    """Return what `make bench` found, the worst row for each goal."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.summary import headline  # beside the package, not in it
+    """Return what `make bench` found, the worst case per goal."""
+    from benchmarks.summary import headline
 
     return headline(json.loads((ROOT / "results" / "benchmarks" / "summary.json").read_text()))
 
@@ -128,7 +144,6 @@ def card_table() -> str:
 
 def reliability_table() -> str:
     """Return what `make test-faults` found, kind by kind."""
-    sys.path.insert(0, str(ROOT))
     from tests.faults.summary import headline, markdown
 
     path = ROOT / "results" / "reliability" / "summary.json"
@@ -139,12 +154,15 @@ def reliability_table() -> str:
 
 
 TABLES = {
+    "answer": lambda: f"**{answer.answer(rows())}**",
     "cards": card_table,
     "demo": demo_table,
     "experiments": experiment_table,
     "gpu": gpu_table,
     "performance": performance_table,
+    "reading": lambda: answer.reading(rows()),
     "reliability": reliability_table,
+    "rules": rule_table,
     "samplers": sampler_table,
 }
 

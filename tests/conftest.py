@@ -1,9 +1,12 @@
 """Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
 
 import os
+import signal
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,13 +21,14 @@ from isbench.loop import take_update
 from isbench.recording.record import effective_rows, read_rows
 from isbench.testing import TINY, TickClock, build_parts, compose_config, same_state, tensors, train_parts  # noqa: F401
 from isbench.types import Draw
+from tests.wandb_server import WandbServer
 
 torch.set_num_threads(1)
 
 SAMPLERS = sorted(path.stem for path in (config_folder() / "sampler").glob("*.yaml"))
 TINY_POOLS = {"pool_size": "32", "fit_examples": "64", "bank_size": "25"}
 LENET = (*(override for override in TINY if not override.startswith("model")), "model=lenet")
-MACHINE = ("attempt", "train_seconds", "concurrent_runs")  # what two equal runs need not share
+MACHINE = ("attempt", "train_seconds", "concurrent_runs", "cpu_wait")  # what two equal runs need not share
 
 
 def tiny_overrides(sampler: str) -> list[str]:
@@ -72,12 +76,38 @@ def wait_for_rows(folder: Path, count: int) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from all tests but those in tests/gpu, and from the processes that they start.
+    """Hide GPUs from all tests but those in tests/gpu, and let Ctrl-C reach the processes that tests start.
 
-    Those are about the CPU, whose bits, clock and name must be the same on every machine.
+    Those are about the CPU, whose bits, clock and name must be the same on every machine. A script or nohup lets what
+    it starts in the background ignore SIGINT, and that would be inherited.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path_factory) -> None:
+    """Hide the W&B settings of whoever runs the tests, and point W&B at a port where nobody listens."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.fixture
+def wandb_server(no_account, monkeypatch) -> Iterator[WandbServer]:
+    """Be W&B's server, on loopback, for a client with an account."""
+    with WandbServer() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "local" + "0" * 40)
+        yield server
+        server.shutdown()
+    assert not server.not_understood
 
 
 @pytest.fixture

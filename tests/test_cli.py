@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from isbench import cli
+from isbench import cli, explain
+from isbench.__main__ import COMMANDS
+from isbench.__main__ import main as console
 from isbench.config import CHOSEN, DEFAULTS, GROUPS, config_folder
 from isbench.explain import flat
 from tests.conftest import TINY
@@ -42,7 +44,8 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         for path in (config_folder() / group).glob("*.yaml"):
             (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"  {path.stem} ")][:1]
             assert len(line.split(maxsplit=1)[1]) > 8
-    assert result.stdout.count("  isbench ") == 3
+    assert result.stdout.partition("Examples:")[2].count("  isbench ") == 3
+    assert all(f"\n  isbench {command} " in result.stdout for command in COMMANDS)
     for key in flat(DEFAULTS):
         if key.split(".")[0] not in CHOSEN and not key.endswith(".name"):
             assert f"\n  {key} " in result.stdout, key
@@ -107,6 +110,21 @@ def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch
     assert said.startswith("isbench: ") and "\n" not in said
     assert "-m" in arguments or capsys.readouterr() == ("", "")  # Hydra names the job of a grid
     assert not list(tmp_path.iterdir())
+
+
+def test_other_commands_begin_with_a_word(monkeypatch, capsys) -> None:
+    for command in COMMANDS:
+        monkeypatch.setattr(sys, "argv", ["isbench", command, "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            console()
+        assert capsys.readouterr().out.startswith(f"usage: isbench {command} ")
+    monkeypatch.setattr(sys, "argv", ["isbench", "report", "nowhere"])
+    with pytest.raises(SystemExit, match="1"):
+        console()
+    assert capsys.readouterr().err == "nowhere is not a folder: give the folder that holds the runs\n"
+    monkeypatch.setattr(sys, "argv", ["isbench", "reports"])
+    with pytest.raises(SystemExit, match=r"isbench: reports: neither key=value nor a command; did you mean report\?"):
+        console()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path) -> None:
@@ -186,6 +204,57 @@ def test_choices_of_the_users_own(monkeypatch, tmp_path) -> None:
     assert "did you mean optimizer.lr" in str(call(monkeypatch, own, "sampler=mine", "optimizer.lrr=1"))
 
 
+def test_help_says_which_yaml_cannot_be_read(monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "sampler" / "folder.yaml").mkdir(parents=True)
+    (tmp_path / "sampler" / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "sampler" / "bytes.yaml").write_bytes(b"# caf\xe9")
+    assert call(monkeypatch, f"--config-dir={tmp_path}", "--help") is None
+    said = capsys.readouterr().out
+    for name, reason in (("folder", "Is a directory"), ("gone", "No such file"), ("bytes", "'utf-8' codec")):
+        assert f"\n  {name:<28} cannot be read: {reason}" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"RANK": "", "WORLD_SIZE": ""}, None),
+        ({"RANK": "1"}, "isbench: RANK=1: must be a whole number from 0 to 0"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "isbench: WORLD_SIZE=two: must be a whole number"),
+    ],
+)
+def test_odd_variables_of_launchers(variables: dict[str, str], complaint: str | None, monkeypatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    said = call(monkeypatch, "--help")
+    assert said is complaint is None or (complaint and said and said.startswith(complaint) and "\n" not in said)
+
+
+def test_words_are_taken_as_they_are_meant() -> None:
+    words = ["-m", "experiment=rais_rot_mnist", "+experiment=demo", "experiment=nothing", "arm=rais", "a=experiment=b"]
+    assert explain.as_meant(words) == ["-m", "experiment=rais/rais_rot_mnist", *words[2:]]
+    texts = [
+        "group=2026_11_26",
+        "group=7",
+        "group=-1",
+        "logging.project=1e3",
+        "runs_dir=1.50",
+        "group=v1.5",
+        "seed=1_0",
+    ]
+    meant = ["group='2026_11_26'", "group=7", "group='-1'", "logging.project='1e3'", "runs_dir='1.50'", *texts[5:]]
+    assert explain.as_meant(texts) == meant
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_yaml_with_a_byte_order_mark_is_named(encoding: str, monkeypatch, tmp_path) -> None:
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("# @package _global_\ngroup: mine\n", encoding=encoding)
+    said = call(monkeypatch, f"--config-dir={tmp_path}", "experiment=mine")
+    assert said == f"isbench: {path}: begins with a byte order mark; save it as UTF-8 without one"
+
+
 def test_completion_completes() -> None:
     line = "isbench model=res"
     result = subprocess.run(
@@ -232,4 +301,8 @@ def test_a_wheel_works_from_any_folder(tmp_path) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs").is_dir() and "record: runs/synthetic-mlp/uniform-s0-" in result.stdout
-    assert (site / "hydra_plugins" / "isbench.py").is_file() and not (site / "hydra_plugins" / "__init__.py").exists()
+    carried = {path.relative_to(site) for path in site.rglob("*")}
+    for folder, inside in {"isbench": "isbench", "conf": "isbench/conf", "hydra_plugins": "hydra_plugins"}.items():
+        paths = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*")}
+        assert {Path(inside, path) for path in paths if "__pycache__" not in path.parts} <= carried
+    assert Path("isbench/py.typed") in carried and Path("hydra_plugins/__init__.py") not in carried

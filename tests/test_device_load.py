@@ -1,5 +1,6 @@
 """Runs on one device count each other."""
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from isbench.recording.record import effective_rows, read_rows
+from isbench.training import device_load
 from isbench.training.device_load import counted
 from tests.conftest import wait_for_rows
 from tests.test_run import finish, kill, start
@@ -84,6 +86,21 @@ def test_records_say_who_was_not_alone(tmp_path: Path, monkeypatch) -> None:
     assert rows[-1]["kind"] == "end" and rows[-1]["concurrent_runs"] == 2
     alone = finish(tmp_path / "two")
     assert {row["concurrent_runs"] for row in effective_rows(read_rows(alone))} == {1}
+
+
+def test_the_wait_for_a_core_is_that_of_the_thread_that_waited_most(monkeypatch) -> None:
+    readings = [{"1": 1.0, "2": 0.0}, {"1": 1.0, "2": 0.0}, {"1": 1.5, "2": 2.0, "3": 0.25}, {"2": 9.0}, {"2": 9.5}]
+    monkeypatch.setattr(device_load, "waits", lambda: readings.pop(0))
+    wait = device_load.CoreWait()
+    assert wait.seconds == 0
+    wait.start()
+    wait.stop()
+    assert wait.seconds == 2, "of thread 2, and not 2.75 of all"
+    wait.start()
+    wait.stop()
+    assert wait.seconds == 2.5, "what was waited in between does not count"
+    monkeypatch.setattr(device_load, "waits", dict)
+    assert math.isnan(device_load.CoreWait().seconds), "a system that does not tell"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")

@@ -24,7 +24,7 @@ from isbench.nodes import check_arguments, config_folder, locate
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.claims import QUANTITIES
 from isbench.report.drawings import DRAWINGS
-from isbench.report.inventory import PAPERS, Experiment, experiments, read
+from isbench.report.inventory import PAPERS, Experiment, experiments, read, target_of
 from isbench.run import run
 from tests.conftest import TINY_POOLS
 from tests.pretend_gpu import pretend_gpu
@@ -99,8 +99,8 @@ def test_what_is_inherited_is_merged_field_by_field() -> None:
     loss, error = list(published["is_cifar10"])[:2]
     assert (published["is_cifar10"][loss], published["is_cifar10"][error]) == (10, None)
     assert (published["is_cifar100"][loss], published["is_cifar100"][error]) == (None, 1.053)
-    assert known["impon_cifar10_small"].remarks.startswith("Batch size 128"), "of the base"
-    assert known["impon_cifar10_small"].remarks.endswith("for ResNet-18 and 30."), "its own"
+    assert known["impon_cifar10_small"].remarks["settings"].startswith("Batch size 128"), "of the base"
+    assert known["impon_cifar10_small"].remarks["size"].endswith("for ResNet-18 and 30."), "its own"
 
 
 @pytest.mark.parametrize(
@@ -220,3 +220,9 @@ def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Exp
         with pretend_gpu(monkeypatch) if "a GPU" in experiment.needs else nullcontext():
             outcome = run(reduced(config, tmp_path))
         assert outcome.status == "finished", outcome.reason
+
+
+def test_the_demo_and_its_results_have_one_target() -> None:
+    target = target_of("demo")
+    assert f"--target {target:g} " in (config_folder().parent / "Makefile").read_text()
+    assert target_of("no_such_grid") is None

@@ -4,32 +4,36 @@ With SLURM they are tried in tests/cluster.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import isbench
 from isbench import explain
-from isbench.config import config_folder
-from isbench.errors import ConfigError, UserError
+from isbench.config import config_folder, on_device, recorded, run_folder
+from isbench.errors import ConfigError, Interrupted, UserError
 from isbench.grid import status
 from isbench.grid import sweeper as grid
-from isbench.grid.jobs import check_distinct, compose_grid
+from isbench.grid.jobs import check_distinct, compose_grid, words_for
 from isbench.grid.jobs import expand as expand_grid
+from isbench.grid.kept import collected_runs
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
 from isbench.training.process import stop_signals
-from tests.conftest import TINY, comparable, wait_for_rows
+from tests.conftest import TINY, comparable, compose_config, wait_for_rows
 from tests.test_cli import call
 
 ARMS = """\
@@ -264,6 +268,22 @@ def test_mistakes_with_slurm_are_one_line(words: list[str], complaint: str, monk
     assert said is not None and said.startswith(f"isbench: {complaint}") and "\n" not in said
 
 
+def test_a_node_that_cannot_ask_slurm_leaves_the_run_to_the_same_command(monkeypatch) -> None:
+    from isbench.grid import slurm
+
+    def refuse(*options: str) -> list:
+        raise UserError("no SLURM here")
+
+    def stop(*arguments: object) -> None:
+        raise Interrupted("stopped after update 7")
+
+    monkeypatch.setattr(slurm, "squeue", refuse)
+    monkeypatch.setattr(slurm.submitit_launcher.SlurmLauncher, "__call__", stop)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(job_id="3"))
+    with pytest.raises(SystemExit, match=r"stopped after update 7.*\(no SLURM here\); the same command continues it"):
+        object.__new__(slurm.SlurmLauncher)([], 0, {})
+
+
 def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> None:
     taken = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: taken.append(number))
@@ -312,6 +332,49 @@ def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:
     with pytest.raises(UserError, match="was killed; the same command continues it"):
         sweeper.sweep([])
     assert capsys.readouterr().err.splitlines()[-1].split() == ["uniform", "0", "2"], "both are missing"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["sampler=loss", "sampler.pool_size=32", "optimizer=adam", "optimizer.lr=0.1,", "seed=3"],
+        ["dataset.validation=8", "dataset.shape=[4,4]", "clip_norm=1e-3", "budget.unit=epochs", "numerics=fast"],
+        ["sampler=rho_loss", "sampler.table='it''s a, [table].pt'", "group=mine"],
+        ["rates_of", "model.hidden=[]", "probe=draws", "label_smoothing=0.1", "slots=500", "augmentation=crop"],
+    ],
+)
+def test_a_recorded_run_has_words_that_train_it_again(words: list[str]) -> None:
+    given = [word.rstrip(",").replace("''", "\\'") if word != "rates_of" else "sampler@rates_of=rais" for word in words]
+    config = on_device(compose_config(*TINY, *given), "cpu")
+    again = words_for(json.loads(json.dumps(recorded(config))))
+    (job,) = compose_grid(again)[1]
+    assert run_folder(job.config) == run_folder(replace(config, runs_dir="runs")), again
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_foreign_table_of_results_is_named(number: int, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("results", "mine", "runs.parquet")
+    path.parent.mkdir(parents=True)
+    columns = {"run_id": ["a"], "status": ["finished"], "reason": [""], "seconds": [1.0]}
+    foreign = [
+        {"price": [3]},
+        columns | {"seconds": ["soon"]},
+        columns | {"status": [[1]]},
+        columns | {"run_id": [None]},
+    ]
+    if number < len(foreign):
+        pandas.DataFrame(foreign[number]).to_parquet(path)
+    else:
+        path.write_bytes(b"PAR1, and then nothing")
+    collected_runs.cache_clear()
+    said = call(monkeypatch, "-m", *TINY, "group=mine", "seed=0")
+    if "None" in str(foreign[number : number + 1]):
+        assert said is None, "a run without an id is nobody's"
+    else:
+        assert said is not None and said.startswith(f"isbench: {path} is not what isbench.report.collect writes (")
+        assert "\n" not in said and not Path("runs").exists()
 
 
 def run_grid(own: str, folder: Path, *words: str) -> subprocess.Popen:
@@ -385,7 +448,8 @@ def test_runs_kept_in_results_are_not_run_again(own: str, undisturbed: dict, tmp
     collect(Path("runs/tiny"), Path("results/tiny"))
     shutil.rmtree("runs")
     said, _ = (process := run_grid(own, Path("runs"), *words)).communicate(timeout=200)
-    assert process.returncode == 0 and "grid: 1 of 2 runs are finished" in said, said
+    line = "grid: 1 of 2 runs are finished, 1 of them in results/tiny: group=NAME trains them anew\n"
+    assert process.returncode == 0 and line in said, said
     assert set(records(tmp_path)) == {("uniform", 1)}
     collect(Path("runs/tiny"), Path("results/tiny"))
     assert read_results(Path("results/tiny")).runs["seed"].tolist() == [0, 1]

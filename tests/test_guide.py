@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import isbench
 from isbench.build import Parts
@@ -28,9 +28,11 @@ from tests.conftest import SAMPLERS, build_parts, tensors
 
 UPDATES = 50  # a pass of 4,000 examples in batches of 128 takes 32, so that every history acts
 RUN = ("dataset=mnist5k", "model=lenet", f"budget.limit={UPDATES}", "budget.unit=updates", "logging=off")
-# The methods that need no model but in training, some with these options; `attach` must refuse all others.
+# The methods that score nothing before they choose, some with these options; `attach` must refuse all others.
 ALONE: dict[str, dict[str, Any]] = {
     "c_sgd": {},
+    "impon": {},
+    "impon_low": {},
     "infobatch": {},
     "loss_predictor": {},
     "online_batch_selection": {"recompute": None},
@@ -38,11 +40,13 @@ ALONE: dict[str, dict[str, Any]] = {
     "p_sgd": {},
     "prioritized": {},
     "rais": {"gain": False, "weighted_norm": False, "fit_examples": 1000},
+    "screen": {},
     "sgd_s": {},
     "uniform": {},
 }
 REFUSED = [name for name in SAMPLERS if name not in ALONE]
-SMALL = {"loss_predictor": {"pool_size": 32}, "rais": {"fit_examples": 16}}  # for few examples
+SMALL = dict.fromkeys(("impon", "impon_low"), {"bank_size": 32})  # for few examples
+SMALL.update(loss_predictor={"pool_size": 32}, rais={"fit_examples": 16})
 
 
 def run_parts(sampler: str, options: dict[str, Any]) -> Parts:
@@ -84,7 +88,16 @@ def test_a_loop_trains_as_a_run_does(sampler: str) -> None:
     options = ALONE[sampler]
     theirs, ours = run_parts(sampler, options), run_parts(sampler, options)
     data, before = ours.dataset, torch.get_rng_state()
-    guide = isbench.attach(sampler, num_examples=4000, batch_size=128, updates=UPDATES, targets=data.targets, **options)
+    guide = isbench.attach(
+        sampler,
+        num_examples=4000,
+        batch_size=128,
+        updates=UPDATES,
+        targets=data.targets,
+        plain_inputs=lambda indices: data.plain(indices)[0],
+        parameters=ours.model.parameters(),
+        **options,
+    )
     batches = ((indices, data.plain(indices)) for indices in map(torch.tensor, guide))
     loop = list(of_a_loop(ours, guide, batches))
     assert torch.equal(torch.get_rng_state(), before), "the global stream is the user's"
@@ -165,6 +178,11 @@ def test_what_the_user_gives_is_checked() -> None:
     assert "must be positive" in complaint(updates=0)
     assert "100 labels" in complaint(targets=torch.zeros(7))
     assert "sampler.pool_size=640" in complaint("loss", scorer=lambda indices: indices.float())
+    assert "plain_inputs: must give 1 inputs" in complaint(plain_inputs=lambda indices: indices)
+    with pytest.raises(Incompatible, match=r"give attach gain=False, targets=\.\.\., weighted_norm=False$"):
+        isbench.attach("rais", **sizes)
+    with pytest.raises(Incompatible, match="needs last_layer_gradient_norm: only a run of isbench has that"):
+        isbench.attach("prioritized", signal="last_layer_gradient_norm", **sizes)
     assert "needs load" in (str(pytest.raises(ConfigError, isbench.attach("uniform", **sizes).choose).value))
     guide = isbench.attach("p_sgd", targets=torch.zeros(100, dtype=torch.int64), **sizes)
     indices = torch.tensor(next(iter(guide)))
@@ -201,6 +219,7 @@ def test_items_carry_their_indices() -> None:
     assert isbench.indexed(Numbered())[3] == (3, 3.0, -3)
     assert isbench.indexed(Numbered(lambda index: {"text": str(index)}))[3] == {"indices": 3, "text": "3"}
     assert isbench.indexed(Numbered(lambda index: f"word {index}"))[3] == (3, "word 3")
+    assert isbench.indexed(Subset(Numbered(), range(90, 96))).__getitems__([2, 0]) == [(2, 92.0, -92), (0, 90.0, -90)]
     guide = isbench.attach("infobatch", num_examples=96, batch_size=8, epochs=1)
     texts = isbench.indexed(Numbered(lambda index: {"text": str(index)}))
     for batch in DataLoader(texts, batch_sampler=guide):
@@ -394,19 +413,20 @@ def absent(*extras: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("sampler", ALONE)
-def test_the_library_needs_little(sampler: str) -> None:
+def test_the_library_needs_little() -> None:
+    options = {sampler: {**given, **SMALL.get(sampler, {})} for sampler, given in ALONE.items()}
     code = BLOCKED.format(absent=absent("trees"), seconds=5) + (
-        f"guide = isbench.attach({sampler!r}, num_examples=96, batch_size=8, updates=3,"
-        f" targets=torch.arange(96) % 5, **{ {**ALONE[sampler], **SMALL.get(sampler, {})} })\n"
-        "for indices in map(torch.tensor, guide):\n"
-        "    guide.loss(indices, torch.rand(8), torch.rand(8, 5))\n"
+        f"for name, options in {options}.items():\n"
+        "    guide = isbench.attach(name, num_examples=96, batch_size=8, updates=3, targets=torch.arange(96) % 5,\n"
+        "        plain_inputs=lambda indices: torch.rand(len(indices), 4), parameters=[torch.ones(3)], **options)\n"
+        "    for indices in map(torch.tensor, guide):\n"
+        "        guide.loss(indices, torch.rand(8), torch.rand(8, 5))\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_a_method_whose_packages_are_missing_says_so() -> None:
-    assert {"numba", "scipy", "hydra", "wandb", "plotly", "pandas", "submitit", "torchvision"} <= absent()
+    assert {"numba", "scipy", "hydra", "wandb", "pandas", "submitit", "torchvision"} <= absent()
     code = BLOCKED.format(absent=absent(), seconds=5) + (
         "try: isbench.attach('prioritized', num_examples=96, batch_size=8, updates=3)\n"
         "except Exception as error: print(error)\n"

@@ -87,6 +87,25 @@ def test_published_sizes() -> None:
     assert num_parameters(ResNet50, (3, 224, 224), 1000) == published
 
 
+@pytest.mark.parametrize("cls", [ResNet18, PreActResNet18])
+def test_the_stem_goes_by_the_size_of_the_images(cls: type[Classifier]) -> None:
+    def side_of_map(side: int, **options: str) -> int:
+        with torch.device("meta"):
+            model = cls((3, side, side), 10, **options)
+            return model.pool(model.stem(torch.empty(1, 3, side, side))).shape[-1]
+
+    assert [side_of_map(side) for side in (32, 64, 65, 224)] == [32, 64, 17, 56]
+    assert side_of_map(224, stem="cifar") == 224 and side_of_map(32, stem="imagenet") == 8
+    with pytest.raises(Incompatible):
+        side_of_map(16, stem="imagenet")
+
+
+def test_resnet18_with_the_stem_of_imagenet_is_torchvisions() -> None:
+    with torch.device("meta"):
+        published = torchvision.models.resnet18(num_classes=10)
+    assert num_parameters(ResNet18, (3, 224, 224), 10) == sum(p.numel() for p in published.parameters())
+
+
 def test_sizes_by_arithmetic() -> None:
     # Against ResNet-18: no norm after the stem or in the projections, the first norm of each wider group sees the
     # narrower map, and one norm more at the end.

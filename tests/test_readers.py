@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import importlib.util
 import pickle
+import shutil
 import struct
+import tarfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -144,6 +146,28 @@ def test_fashion_mnist_reads_compressed_or_unpacked(tmp_path, random, monkeypatc
     assert_one_line(error, unpacked.name, "damaged")
 
 
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist_is_read_by_every_name_it_is_published_under(tmp_path, random, monkeypatch, dotted, packed):
+    arrays = write_mnist(tmp_path, random, monkeypatch)
+    for name in published.MNIST_FILES:
+        path = tmp_path / "MNIST" / "raw" / name
+        other = path.with_name((name.replace("-idx", ".idx") if dotted else name) + (".gz" if packed else ""))
+        content = path.read_bytes()
+        path.unlink()
+        other.write_bytes(gzip.compress(content) if packed else content)
+    assert np.array_equal(readers.mnist(tmp_path).test_inputs.numpy()[:, 0], arrays[2])
+    if packed:
+        other.write_bytes(gzip.compress(content[:-1] + b"\x0b"))
+        with pytest.raises(DataError) as error:
+            readers.mnist(tmp_path)
+        assert_one_line(error, other.name, "damaged: its MD5 is", published.MNIST_FILES[name])
+        other.write_bytes(b"<html>")
+        with pytest.raises(DataError) as error:
+            readers.mnist(tmp_path)
+        assert_one_line(error, other.name, "damaged", "delete it")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\0\0\x08", b"\0\0\x08\x03\0\0", b"\0\0\x0d\x01\0\0\0\x01\0", b"hello world"]
 )
@@ -182,6 +206,22 @@ def test_cifar_reads_pickles(tmp_path, random, monkeypatch, read, folder, table,
     assert source.train_targets.tolist() == sum((targets for _, targets in train), [])
     assert np.array_equal(source.test_inputs.numpy(), test.reshape(-1, 3, 32, 32))
     assert source.test_targets.tolist() == test_labels
+
+
+def test_cifar_is_read_from_its_archive(tmp_path, random, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder, published.CIFAR10_FILES, "labels", random, monkeypatch)
+    expected = readers.cifar10(tmp_path)
+    archive = tmp_path / published.CIFAR10_ARCHIVE
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, folder.name)
+    shutil.rmtree(folder)
+    source = readers.cifar10(tmp_path)
+    assert source.checksum() == expected.checksum() and not folder.exists()
+    archive.write_bytes(archive.read_bytes()[:500])
+    with pytest.raises(DataError) as error:
+        readers.cifar10(tmp_path)
+    assert_one_line(error, archive, "damaged")
 
 
 @pytest.mark.parametrize("extra", [False, True])

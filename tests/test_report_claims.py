@@ -73,12 +73,12 @@ def test_speedup_is_to_a_fixed_target_and_misses_are_bounds(tmp_path):
     missed = found(tmp_path, "speedup", of={"target": 0.6}, published=2.0)
     assert missed.centre.value == pytest.approx(2) and missed.misses == 1
     assert (missed.centre.low, missed.centre.high) == pytest.approx((0, 2))
-    assert "median 2.00× [0.00, 2.00] (96.88 %), 1 missed of 6 seeds" in missed.sentence
+    assert "median 2.00× [0.00, 2.00] (96.88 %), 1 of 6 seeds missed the target" in missed.sentence
     assert missed.verdict == "inconclusive" and missed.p == pytest.approx(2 * 7 / 64)
     for seed in range(1, 6):
         write_run(tmp_path, "loss", seed, falling(0.005), **UPDATES)
     never = found(tmp_path, "speedup", of={"target": 0.6}, published=2.0)
-    assert never.verdict == "opposite" and never.ours().startswith("median below 0.750×")
+    assert never.verdict == "opposite" and never.ours().startswith("target never reached (6 of 6); median below 0.750×")
     five = Runs(*(frame[frame["seed"] < 5] for frame in (load_runs(tmp_path).rows, load_runs(tmp_path).runs)))
     claim = Claim(text="a claim", quantity="speedup", of={"target": 0.6}, arm="loss", published=2.0)
     assert check(claim, five).verdict == "inconclusive", "five seeds carry 93.75 % alone"
@@ -103,7 +103,7 @@ def test_a_diverged_run_ranks_worst(three):
     for quantity, worst in (("test_error_difference", -math.inf), ("test_error_ratio", 0), ("time_overhead", math.inf)):
         finding = found(three, quantity)
         assert worst in (finding.centre.low, finding.centre.high)
-        assert finding.n == 4 and "1 diverged of 4 seeds" in finding.sentence
+        assert finding.n == 4 and "1 of 4 seeds diverged" in finding.sentence
     ratio = found(three, "test_error_ratio", smallest=1.05)
     assert ratio.verdict == "inconclusive", "three seeds better, one lost: 87.5 % alone"
     early = found(three, "test_error_difference", at=2)

@@ -95,8 +95,8 @@ class HostReads(TorchDispatchMode):
 
 def check_host_reads(parts: Parts, counter: Any) -> None:
     """Train a little; compare what `counter.count` counts inside `with counter` with the docstring of the sampler."""
-    documented = re.search(r"Host reads: (\d+)(?: per (\w+))?", inspect.getdoc(type(parts.sampler)) or "")
-    assert documented, "the docstring has no line 'Host reads: ...'"
+    documented = re.search(r"GPU-CPU syncs: (\d+)(?: per (\w+))?", inspect.getdoc(type(parts.sampler)) or "")
+    assert documented, "the docstring has no line 'GPU-CPU syncs: ...'"
     per_update, per_pool = [], []
     for _ in range(30):
         before, scored = counter.count, parts.progress.examples_scored
@@ -125,7 +125,7 @@ def test_host_reads_are_as_documented(sampler: str, monkeypatch) -> None:
 
 def test_the_docstring_says_what_the_method_costs(sampler: str) -> None:
     documentation = inspect.getdoc(type(build_parts(*tiny_overrides(sampler)).sampler)) or ""
-    for fact in ("Estimator", "Memory", "Cost", "Host reads"):
+    for fact in ("Estimator", "Memory", "Cost", "GPU-CPU syncs"):
         assert re.search(rf"^{fact}: \w", documentation, re.MULTILINE), fact
 
 

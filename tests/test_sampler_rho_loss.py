@@ -101,6 +101,21 @@ def test_bad_tables(tmp_path) -> None:
             build_parts(*RHO, f"sampler.table={path}")
 
 
+def test_a_table_knows_its_data(tmp_path, caplog) -> None:
+    path = tmp_path / "table.pt"
+    checksum = build_parts(*TINY).source.checksum()
+    torch.save({"irreducible_loss": torch.arange(float(N)), "data_checksum": checksum}, path)
+    parts: Any = build_parts(*RHO, f"sampler.table={path}")
+    assert torch.equal(parts.sampler.irreducible, torch.arange(float(N))) and not caplog.records
+    for change in ("dataset.label_noise=0.5", "dataset.validation=16"):
+        words = [f"dataset.num_examples={N + 16}"] if "validation" in change else []
+        with pytest.raises(ConfigError, match=f"made of another data set \\(checksum {checksum}"):
+            build_parts(*RHO, f"sampler.table={path}", change, *words)
+    torch.save(torch.zeros(N), path)
+    build_parts(*RHO, f"sampler.table={path}")
+    assert "does not say which data set it is of" in caplog.text
+
+
 @pytest.mark.parametrize("pool_size", [15, 161, 0])
 def test_bad_pool_sizes(pool_size: int) -> None:
     with pytest.raises(ConfigError, match=f"sampler.pool_size={pool_size}"):
@@ -154,4 +169,23 @@ def test_the_command(tmp_path, capsys) -> None:
     Record(record).append("start", config=asdict(config))
     main([str(record), str(table)])
     assert "160 irreducible losses" in capsys.readouterr().out
-    assert torch.equal(torch.load(table, weights_only=True), irreducible_loss(config))
+    parts: Any = build_parts(*RHO, f"sampler.table={table}")
+    assert torch.equal(parts.sampler.irreducible, irreducible_loss(config))
+    assert [path.name for path in tmp_path.iterdir() if path != record] == ["table.pt"]
+
+
+def test_where_no_table_can_be_written_nothing_is_trained(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("isbench.studies.irreducible_loss.irreducible_loss", None)
+    record = tmp_path / "record.jsonl"
+    Record(record).append("start", config=asdict(compose_config(*TINY, "device=cpu")))
+    before = record.read_bytes()
+    for name, complaint in (
+        ("", "is a folder"),
+        ("record.jsonl", "is there already"),
+        ("nowhere/table.pt", "cannot be written: No such file"),
+        ("record.jsonl/table.pt", "cannot be written: Not a directory"),
+        ("x" * 300, "cannot be written: File name too long"),
+    ):
+        with pytest.raises(SystemExit, match=complaint):
+            main([str(record), str(tmp_path / name)])
+    assert record.read_bytes() == before and list(tmp_path.iterdir()) == [record]

@@ -15,6 +15,7 @@ from isbench.config import BudgetConfig, run_folder, run_id
 from isbench.grid import status
 from isbench.grid.jobs import Job, compose_grid
 from isbench.grid.queue import SlurmJob
+from isbench.grid.sweeper import long_training
 from isbench.recording.record import Record
 from isbench.training.budget import Budget
 from isbench.types import Progress
@@ -47,6 +48,15 @@ def stands(words: list[str], queue: Mapping[str, SlurmJob] = MappingProxyType({}
     """Return status, fraction and seconds left of each run by its label."""
     runs = [status.stand(job, queue) for job in compose_grid(words)[1]]
     return {run.job.label: (run.status, run.fraction, status.left(run, runs)) for run in runs}
+
+
+def test_a_grid_says_first_how_long_it_trains(tmp_path: Path) -> None:
+    words = ["seed=0,1,2", "sampler=uniform,loss,upper_bound", "budget.unit=seconds", f"runs_dir={tmp_path}"]
+    said = {}
+    for limit in (3600, 10):
+        runs = [status.stand(job, {}) for job in compose_grid([*words, f"budget.limit={limit}"])[1]]
+        said[limit] = long_training(runs)
+    assert said == {3600: "grid: about 9:00:00 of training, one run after the other", 10: None}
 
 
 def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811

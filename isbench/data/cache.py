@@ -37,7 +37,7 @@ from isbench.files import write_whole
 log = logging.getLogger(__name__)
 ARRAYS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 MANIFEST = "manifest.json"
-FACTS = ("name", "num_classes", "mean", "std", "provenance")
+FACTS = ("name", "num_classes", "mean", "std", "provenance", "classes", "remarks")
 _libc = ctypes.CDLL(None)
 _madvise = _libc.madvise
 _madvise.argtypes = ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int  # address, length, advice

@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ FASHION_MNIST_FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+CIFAR10_ARCHIVE, CIFAR100_ARCHIVE = "cifar-10-python.tar.gz", "cifar-100-python.tar.gz"
 CIFAR10_FILES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -61,26 +64,66 @@ def read_checked(path: Path, md5: str | None, remedy: str = DOWNLOAD) -> bytearr
     content = bytearray(path.stat().st_size)
     with path.open("rb") as file:
         file.readinto(content)
-    if md5 and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-        raise DataError(f"{path} is damaged: its MD5 is {found}, expected {md5}; delete it, then {remedy}")
+    if md5:
+        check_md5(path, content, md5, remedy)
     return content
 
 
-def read_idx(path: Path, md5: str) -> Tensor:
-    """Return the uint8 tensor in an idx file, or in the unpacked copy of a missing compressed one (.gz).
+def check_md5(path: Path, content: bytearray, md5: str, remedy: str = DOWNLOAD) -> None:
+    """Raise DataError unless the content of a file is the published one."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(f"{path} is damaged: its MD5 is {found}, expected {md5}; delete it, then {remedy}")
 
-    No checksum was published for unpacked copies, so the header must account for every byte.
+
+def read_archived(folder: Path, checksums: Mapping[str, str], archive: str) -> dict[str, bytearray]:
+    """Return the contents of published files, from `folder` or, where it is missing, from the archive beside it.
+
+    Raises:
+        DataError: a file is missing, or is not the published one.
+    """
+    path = folder.parent / archive
+    if folder.is_dir() or not path.is_file():
+        return {name: read_checked(folder / name, md5) for name, md5 in checksums.items()}
+    contents = {}
+    try:
+        with tarfile.open(path) as file:
+            for member in file:
+                name = member.name.rpartition("/")[2]
+                if name in checksums and (reader := file.extractfile(member)) is not None:
+                    contents[name] = bytearray(reader.read())
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it, then {DOWNLOAD}") from None
+    for name, md5 in checksums.items():
+        check_md5(path / name, contents.get(name, bytearray()), md5)
+    return {name: contents[name] for name in checksums}
+
+
+def _unpacked(path: Path, content: bytearray) -> bytearray:
+    try:
+        return bytearray(gzip.decompress(content))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it, then {DOWNLOAD}") from None
+
+
+def read_idx(path: Path, md5: str) -> Tensor:
+    """Return the uint8 tensor in an idx file: compressed (.gz) or not, also by the name with a dot of some archives.
+
+    The checksum is of the file in the form that `path` names. Of its other form none was published for Fashion-MNIST's
+    unpacked files, so the header must account for every byte.
 
     Raises:
         DataError: the file is missing or damaged.
     """
-    unpacked = path.with_suffix("")
-    if path.suffix == ".gz" and not path.is_file() and unpacked.is_file():
-        content = read_checked(unpacked, None)
-    else:
-        content = read_checked(path, md5)
-        if path.suffix == ".gz":
-            content = bytearray(gzip.decompress(content))
+    plain = path.name.removesuffix(".gz")
+    names = [path.name, plain, f"{plain}.gz", *(f"{plain.replace('-idx', '.idx')}{suffix}" for suffix in ("", ".gz"))]
+    found = next((each for each in map(path.with_name, names) if each.is_file()), path)
+    is_packed, should_be = found.suffix == ".gz", path.suffix == ".gz"
+    content = read_checked(found, md5 if is_packed == should_be else None)
+    if is_packed:
+        content = _unpacked(found, content)
+        if not should_be:
+            check_md5(found, content, md5)
     # Header: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as a big-endian integer.
     num_dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     start = 4 + 4 * num_dimensions

@@ -23,12 +23,15 @@ from torch import Tensor
 from isbench.data import cache, image_tree, rotated
 from isbench.data.decoding import read_images, read_list
 from isbench.data.published import (
+    CIFAR10_ARCHIVE,
     CIFAR10_FILES,
+    CIFAR100_ARCHIVE,
     CIFAR100_FILES,
     FASHION_MNIST_FILES,
     MNIST_FILES,
     SVHN_FILES,
     download_missing,
+    read_archived,
     read_checked,
     read_idx,
 )
@@ -127,7 +130,7 @@ def cifar10(data_dir: Path, download: bool = False) -> Source:
     folder = data_dir / "cifar-10-batches-py"
     if download:
         download_missing([folder / name for name in CIFAR10_FILES], data_dir, "CIFAR10")
-    splits = _read_cifar(folder, CIFAR10_FILES, "labels")
+    splits = _read_cifar(folder, CIFAR10_FILES, CIFAR10_ARCHIVE, "labels")
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     return Source("cifar10", *splits, 10, mean, std, "CIFAR-10, published python files, MD5 checked")
 
@@ -137,7 +140,7 @@ def cifar100(data_dir: Path, download: bool = False) -> Source:
     folder = data_dir / "cifar-100-python"
     if download:
         download_missing([folder / name for name in CIFAR100_FILES], data_dir, "CIFAR100")
-    splits = _read_cifar(folder, CIFAR100_FILES, "fine_labels")
+    splits = _read_cifar(folder, CIFAR100_FILES, CIFAR100_ARCHIVE, "fine_labels")
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     return Source("cifar100", *splits, 100, mean, std, "CIFAR-100, published python files, MD5 checked")
 
@@ -169,6 +172,7 @@ def image_folder(
     path: str | None = None,
     side: Count = 224,
     test_share: Annotated[float, Gt(0), Lt(1)] = 0.2,
+    splits: Sequence[str] | None = None,
     mean: Annotated[Sequence[float], Len(3, 3)] = IMAGENET_MEAN,
     std: Annotated[Sequence[Annotated[float, Gt(0)]], Len(3, 3)] = IMAGENET_STD,
     residency: Residency = "disk",
@@ -176,11 +180,13 @@ def image_folder(
     """Return the images of a folder with one sub-folder per class, decoded once (see isbench.data.image_tree).
 
     `path` is relative to `data_dir` unless absolute. It holds train/ and val/ (or test/), or only class folders, whose
-    `test_share` is then held out. Images are resized to `side` pixels on the shorter side and cropped to the centre.
+    `test_share` is then held out. `splits` names two other folders for train/ and val/; empty, it says that all folders
+    are classes. Images are resized to `side` pixels on the shorter side and cropped to the centre.
     """
     if path is None:
         raise ConfigError("dataset.path=None: the folder of images is needed; unless absolute, it is in data_dir")
-    source = image_tree.kept(data_dir / Path(path).expanduser(), side, test_share, cache.cache_dir(data_dir), residency)
+    root = data_dir / Path(path).expanduser()
+    source = image_tree.kept(root, side, test_share, splits, cache.cache_dir(data_dir), residency)
     return replace(
         source,
         mean=tuple(mean),
@@ -231,9 +237,12 @@ def _read_mnist(
     return train.unsqueeze(1), train_labels.long(), test.unsqueeze(1), test_labels.long()
 
 
-def _read_cifar(folder: Path, checksums: Mapping[str, str], labels: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_cifar(
+    folder: Path, checksums: Mapping[str, str], archive: str, labels: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # The last file is the test set. Unpickling is safe, since the checksum comes first.
-    parts = [pickle.loads(read_checked(folder / name, md5), encoding="latin1") for name, md5 in checksums.items()]
+    contents = read_archived(folder, checksums, archive).values()
+    parts = [pickle.loads(content, encoding="latin1") for content in contents]
     images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
     targets = [torch.tensor(part[labels]) for part in parts]
     return torch.cat(images[:-1]), torch.cat(targets[:-1]), images[-1], targets[-1]

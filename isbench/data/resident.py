@@ -25,6 +25,7 @@ class ResidentDataset:
 
     Attributes:
         stored_views: the view of each slot (N, V), or None without slots.
+        checksum: a function that returns the source's.
 
     Raises:
         ConfigError: `residency` is "device", and the device has too little memory.
@@ -41,6 +42,7 @@ class ResidentDataset:
         residency: Residency = "device",
     ) -> None:
         self.augmentation = augmentation
+        self.checksum = source.checksum
         self.device = torch.device(device)
         self.num_classes = source.num_classes
         self.input_shape = tuple(source.train_inputs.shape[1:])

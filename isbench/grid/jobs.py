@@ -7,9 +7,10 @@ stopped half-way compares the same seeds. `arm=a,b` on the command line narrows 
 """
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from isbench.config import RunConfig, on_device, run_folder, run_id, validate
+from isbench.config import GROUPS, NAME, NAMES, RunConfig, on_device, run_folder, run_id, validate
 from isbench.errors import ConfigError
+from isbench.explain import as_meant, flat
 from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
 from isbench.grid.queue import SlurmJob
@@ -32,6 +34,7 @@ from isbench.recording.record import ENDED, last_status, read_rows
 
 Axes = dict[str, list[str]]  # key -> key=value, once for each value
 Ending = tuple[str, str]  # status and reason
+NO_PART_OF_A_RUN = ("logging", "checkpoint", "launcher", "experiment", "arm", "data_dir", "runs_dir")  # keys
 ELSEWHERE: Ending = ("running", "another process is at work on it")
 
 
@@ -100,6 +103,7 @@ class Job:
 
 def compose_grid(words: Sequence[str]) -> tuple[DictConfig, list[Job]]:
     """Return what `python -m isbench -m WORDS` starts from, not checked yet, and its jobs, without running them."""
+    words = as_meant(words)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -107,6 +111,32 @@ def compose_grid(words: Sequence[str]) -> tuple[DictConfig, list[Job]]:
     arguments = [word for word in words if not re.match(r"[+~]*hydra[./]", word)]  # those that a sweeper is given
     jobs = make_jobs(loader, config, config.hydra.sweeper.arms, config.hydra.sweeper.params, arguments)
     return config, jobs
+
+
+def words_for(config: Mapping[str, Any]) -> list[str]:
+    """Return the words after `python -m isbench` that train a recorded configuration again.
+
+    Raises:
+        UserError or HydraException: it has a choice that there is not, or no longer.
+    """
+    groups = [name for name in GROUPS if config.get(name) and name not in NO_PART_OF_A_RUN]
+    words = [f"{name}={config[name]['name']}" for name in groups]
+    if config.get("rates_of"):
+        words.append(f"sampler@rates_of={config['rates_of']['name']}")
+    usual = flat(asdict(compose_grid(words)[1][0].config))
+    for key, value in flat({key: node for key, node in config.items() if key not in NO_PART_OF_A_RUN}).items():
+        if key not in usual or value != usual[key]:
+            words.append(f"{'' if key in usual else '+'}{key}={written(value)}")
+    return words
+
+
+def written(value: Any) -> str:
+    """Write a value of a configuration as Hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def make_jobs(
@@ -198,8 +228,8 @@ def read_arms(
     An experiment without arms has one, without a name.
     """
     for name, overrides in arms.items():
-        if not re.fullmatch(r"[A-Za-z][\w.-]*", str(name)):
-            raise ConfigError(f"hydra.sweeper.arms.{name}: needs a name of letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(f"(?=[A-Za-z]){NAME}", str(name)):
+            raise ConfigError(f"hydra.sweeper.arms.{name}: {NAMES}")
         if not OmegaConf.is_list(overrides) or not all(isinstance(word, str) for word in overrides):
             raise ConfigError(f"hydra.sweeper.arms.{name}: needs a list of overrides, [key=value, ...]")
     names = [word.removeprefix("arm=") for word in narrowed or []]

@@ -89,8 +89,11 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             return super().__call__(overrides, "hydra.sweep.dir", number, str(number), singletons).return_value
         except Interrupted as stop:
             environment = submitit.JobEnvironment()
-            (job,) = squeue(f"--jobs={environment.job_id}")
-            if job.state == "RUNNING":  # else SLURM requeues or cancels the job by itself
+            try:
+                jobs = squeue(f"--jobs={environment.job_id}")
+            except UserError as error:  # nodes of some clusters may not ask
+                sys.exit(f"{stop}, and its job cannot put itself back ({error}); the same command continues it")
+            if any(job.state == "RUNNING" for job in jobs):  # else SLURM requeues or cancels the job by itself
                 signal.raise_signal(getattr(signal, f"SIG{environment.USR_SIG}"))  # submitit's handler requeues, exits
             sys.exit(str(stop))
 

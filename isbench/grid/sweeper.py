@@ -18,10 +18,13 @@ from tabulate import tabulate
 
 from isbench.errors import GridFailed, Interrupted, UserError
 from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
+from isbench.grid.kept import RESULTS
 from isbench.grid.queue import queued
+from isbench.grid.status import Standing, all_left, duration, stand
 from isbench.recording.record import ENDED
 
 log = logging.getLogger("isbench")
+LONG = 600  # seconds of training that are worth a line
 
 
 class ArmSweeper(Sweeper):
@@ -49,8 +52,14 @@ class ArmSweeper(Sweeper):
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
         closed = sum(job.status(queue)[0] in ENDED for job in jobs)
-        print(f"grid: {closed} of {len(jobs)} runs are finished", file=sys.stderr)
+        kept = sum(job.kept is not None for job in jobs)
+        where = (
+            f", {kept} of them in {RESULTS / str(jobs[0].config.group)}: group=NAME trains them anew" if kept else ""
+        )
+        print(f"grid: {closed} of {len(jobs)} runs are finished{where}", file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
+        if line := long_training([stand(job, queue) for job in jobs]):
+            print(line, file=sys.stderr)
         try:
             with stop_on_sigterm():
                 endings = run_all(jobs)
@@ -80,6 +89,12 @@ class ArmSweeper(Sweeper):
                     endings[n] = status, reason or ("" if status == "finished" else "a process of the grid was killed")
                 log.warning("a process of the grid was killed: going on with the runs that it did not disturb")
         return [endings[n] for n in range(len(jobs))]
+
+
+def long_training(runs: Sequence[Standing]) -> str | None:
+    """Return a line on how long all runs still train, if that is known and long."""
+    seconds = all_left(runs) or 0.0
+    return f"grid: about {duration(seconds)} of training, one run after the other" if seconds >= LONG else None
 
 
 def summary(jobs: Sequence[Job], endings: Sequence[Ending]) -> str:

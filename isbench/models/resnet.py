@@ -1,11 +1,13 @@
 """Residual networks: ResNet-18 (He et al. 2016a), its pre-activation form (2016b), and ResNet-50.
 
-The 18-layer networks have the usual CIFAR stem: one 3x3 convolution and no pooling. ResNet-50 is torchvision's, for the
-fine-tuning of Katharopoulos and Fleuret (2018): ImageNet weights, a new head, batch norm with frozen statistics.
+The 18-layer networks have the usual CIFAR stem, one 3x3 convolution and no pooling; larger images get ImageNet's, whose
+map is a fourth as high and as wide. ResNet-50 is torchvision's, for the fine-tuning of Katharopoulos and Fleuret
+(2018): ImageNet weights, a new head, batch norm with frozen statistics.
 """
 
 import pickle
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from isbench.models.layers import conv1x1, conv3x3, image_shape, init_convolutio
 from isbench.models.norm import FrozenBatchNorm2d, Norm, make_norm
 
 WIDTHS_18 = (64, 128, 256, 512)
+LARGEST_FOR_CIFAR_STEM = 64  # pixels; of larger images it makes maps that take minutes and gigabytes
+
+Stem = Literal["auto", "cifar", "imagenet"]  # auto goes by the size of the images
 
 
 class BasicBlock(nn.Module):
@@ -66,36 +71,43 @@ def make_blocks(block: type[BasicBlock] | type[PreActBlock], norm: Norm) -> nn.S
     return nn.Sequential(*blocks)
 
 
-class ResNet18(Classifier):
-    """ResNet-18 for images of about 32 x 32."""
+def make_stem(network: str, stem: Stem, input_shape: Sequence[int]) -> tuple[nn.Conv2d, nn.Module]:
+    """Return the first convolution of an 18-layer network, and the pooling after it."""
+    channels, height, width = image_shape(network, input_shape, at_least=32 if stem == "imagenet" else 8)
+    if stem == "cifar" or (stem == "auto" and min(height, width) <= LARGEST_FOR_CIFAR_STEM):
+        return conv3x3(channels, WIDTHS_18[0]), nn.Identity()
+    convolution = nn.Conv2d(channels, WIDTHS_18[0], 7, stride=2, padding=3, bias=False)
+    return convolution, nn.MaxPool2d(3, stride=2, padding=1)
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch") -> None:
+
+class ResNet18(Classifier):
+    """ResNet-18, for images of about 32 x 32 or, with ImageNet's stem, larger ones."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto") -> None:
         super().__init__()
-        channels, _, _ = image_shape("resnet18", input_shape, at_least=8)
-        self.stem = conv3x3(channels, WIDTHS_18[0])
+        self.stem, self.pool = make_stem("resnet18", stem, input_shape)
         self.norm = make_norm(norm, WIDTHS_18[0])
         self.blocks = make_blocks(BasicBlock, norm)
         self.head = nn.Linear(WIDTHS_18[-1], num_classes)
         init_convolutions(self)
 
     def features(self, inputs: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.norm(self.stem(inputs)))).mean((2, 3))
+        return self.blocks(self.pool(F.relu(self.norm(self.stem(inputs))))).mean((2, 3))
 
 
 class PreActResNet18(Classifier):
-    """Pre-activation ResNet-18 for images of about 32 x 32 (Johnson and Guestrin 2018 on SVHN and CIFAR)."""
+    """Pre-activation ResNet-18 (Johnson and Guestrin 2018 on SVHN and CIFAR), with the stem that fits the images."""
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch") -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, norm: Norm = "batch", stem: Stem = "auto") -> None:
         super().__init__()
-        channels, _, _ = image_shape("preact_resnet18", input_shape, at_least=8)
-        self.stem = conv3x3(channels, WIDTHS_18[0])
+        self.stem, self.pool = make_stem("preact_resnet18", stem, input_shape)
         self.blocks = make_blocks(PreActBlock, norm)
         self.norm = make_norm(norm, WIDTHS_18[-1])
         self.head = nn.Linear(WIDTHS_18[-1], num_classes)
         init_convolutions(self)
 
     def features(self, inputs: Tensor) -> Tensor:
-        return F.relu(self.norm(self.blocks(self.stem(inputs)))).mean((2, 3))
+        return F.relu(self.norm(self.blocks(self.pool(self.stem(inputs))))).mean((2, 3))
 
 
 class ResNet50(Classifier):

@@ -3,7 +3,8 @@
 Every table and figure comes from records alone. Each line is one row `{"kind", "attempt", ...}`; an attempt is one
 process's work on the run. The kinds are
 
-- `start`: time, resumed_at, run_id, config, num_parameters, data, environment;
+- `start`: time, resumed_at, run_id, config, num_parameters, data (where it is from, its checksum, its classes and how
+  many examples of each are for training and for testing), files (checksums of those that choices name), environment;
 - `evaluation`: COLUMNS, then `sampler/<diagnostic>`;
 - `probe`: updates, epoch, and the values that the probe measured;
 - `rate`: updates and learning_rate, two lists;
@@ -41,7 +42,11 @@ COLUMNS: tuple[str, ...] = (
     "test_loss",
     "test_error",
     "concurrent_runs",  # the largest number so far on the same device; 1 is alone
+    "cpu_wait",  # seconds for which a thread was ready and had no core, over those of training; NaN is unknown
 )
+
+# Above this `cpu_wait` other programs have slowed a run down so much that its seconds are not its own.
+MOST_CPU_WAIT = 0.1
 
 # The column that counts each unit of a budget.
 UNIT_COLUMNS = {"updates": "updates", "epochs": "epoch", "examples": "examples_trained", "seconds": "train_seconds"}
@@ -160,6 +165,17 @@ def learning_rates(rows: Iterable[Row]) -> list[float]:
     return [changes[start] for start, length in zip(starts, lengths, strict=True) for _ in range(length)]
 
 
+def recorded_inputs(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the checksums of what the last attempt has read: of the data set, and of files by the key that named them.
+
+    Records of older versions have fewer of them; other programs may have written anything.
+    """
+    start = next((row for row in reversed([*rows]) if row["kind"] == "start"), {})
+    files, data = start.get("files"), start.get("data")
+    read = dict(files) if isinstance(files, dict) else {}
+    return read | ({"dataset": data["checksum"]} if isinstance(data, dict) and "checksum" in data else {})
+
+
 def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
     """Return (status, reason) of the latest attempt, or None if it has no `end` row: it is running or was killed."""
     latest, status = 0, None
@@ -169,6 +185,18 @@ def last_status(rows: Iterable[Row]) -> tuple[str, str] | None:
         if row["attempt"] == latest and row["kind"] == "end":
             status = (row["status"], row["reason"])
     return status
+
+
+def escaped(value: Any) -> Any:
+    """Return what JSON holds with lone surrogates escaped, in all strings: they cannot be written as UTF-8.
+
+    JSON from elsewhere may hold them, and Python has them for bytes of file names that are not UTF-8.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {escaped(key): escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list) else value
 
 
 def _finite(value: Any) -> Any:
@@ -184,6 +212,8 @@ def _finite(value: Any) -> Any:
 def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line.decode())
+        if b"\\ud" in line.lower():
+            row = escaped(row)
     except (ValueError, RecursionError):
         return None
     if not (isinstance(row, dict) and isinstance(row.get("kind"), str) and _is_whole(row.get("attempt"))):

@@ -23,7 +23,7 @@ from isbench.report.budget_curve import Shift, budget_shift, is_budget_of
 from isbench.report.load import Runs
 from isbench.report.measures import Bounds, Centre, Sample, ratio_bounds, ratio_of, time_bounds, value_at
 from isbench.report.tables import DASH, PLUS_MINUS, TIMES, number, p_value
-from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, judge
+from isbench.report.verdicts import JUDGED, NUMBER, RANGE, ROUNDING, Evidence, decisive
 
 STRICT = ConfigDict(extra="forbid")  # a field that there is not is a mistake
 EQUAL = "at equal"
@@ -383,7 +383,7 @@ class Finding(NamedTuple):
     """What our runs say on a claim.
 
     At `misses` of the n seeds an arm did not reach its target, at `diverged` of them a run diverged, and ranks worst.
-    `p` is NaN where no interval judges.
+    `p` is NaN where no interval judges. `rule` is what the verdict was given for.
     """
 
     claim: Claim
@@ -393,6 +393,7 @@ class Finding(NamedTuple):
     diverged: int
     p: float
     verdict: str
+    rule: str
     sentence: str
 
     @property
@@ -415,8 +416,11 @@ class Finding(NamedTuple):
         if not centre.is_median:
             return value + interval
         level = f" ({100 * centre.level:.4g} %)" if interval else ""
-        counts = [f"{count} {what}" for count, what in ((self.misses, "missed"), (self.diverged, "diverged")) if count]
-        return f"median {value}{interval}{level}, {' and '.join(counts)} of {self.n} seeds"
+        if self.misses == self.n:
+            return f"target never reached ({self.n} of {self.n}); median {value}{interval}{level}"
+        counts = {"missed the target": self.misses, "diverged": self.diverged}
+        why = " and ".join(f"{count} of {self.n} seeds {what}" for what, count in counts.items() if count)
+        return f"median {value}{interval}{level}, {why}"
 
     def arms(self) -> str:
         """Name the arm, and what it is compared with."""
@@ -427,8 +431,8 @@ class Finding(NamedTuple):
         claim, text = self.claim, self.quantity.text
         if claim.smallest is not None:
             side = "at least" if claim.is_upward() else "at most"
-            direction = "" if claim.published is not None else "direction, "
-            return f"{direction}{side} {text(claim.smallest)}"
+            own = "" if claim.published is not None else " (no number published)"
+            return f"{side} {text(claim.smallest)}{own}"
         if claim.published is None:
             return DASH
         size = text(claim.published)
@@ -482,9 +486,9 @@ def check(claim: Claim, runs: Runs) -> Finding:
         n, centre = sample.n, sample.centre()
         evidence = _evidence(claim, measured, centre, n)
         p = _p(claim, evidence, sample)
-    verdict = judge(evidence)
-    p = p if verdict in JUDGED else math.nan
-    finding = Finding(claim, centre, n, measured.misses, measured.diverged, p, verdict, "")
+    rule = decisive(evidence)
+    p = p if rule.name in JUDGED else math.nan
+    finding = Finding(claim, centre, n, measured.misses, measured.diverged, p, rule.name, rule.sentence, "")
     return finding._replace(sentence=_sentence(finding, measured))
 
 
@@ -590,7 +594,7 @@ def claims_table(findings: list[Finding]) -> pd.DataFrame:
         [
             {
                 "claim": finding.claim.text + (" (primary)" if finding.claim.primary else ""),
-                "arms": finding.arms(),
+                "variants": finding.arms(),
                 "published": finding.published(),
                 "ours [95 %]": finding.ours(),
                 "n": str(finding.n),
@@ -615,7 +619,9 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
             "arms": finding.arms(),
             "ours": finding.ours(),
             "reported": finding.published(),
+            "allowed": [_plain(bound) for bound in finding.claim.allows()],
             "verdict": finding.verdict,
+            "rule": finding.rule,
             "sentence": finding.sentence,
         }
         for finding in findings

@@ -1,4 +1,4 @@
-"""`python -m isbench.report.collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
+"""`isbench collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
 
 evaluations.parquet (a row per evaluation), runs.parquet (a row per run: settings, state, machine, versions, command),
 probes.parquet (only where a probe measured) and provenance.json. Equal records give equal bytes. Runs that have not
@@ -11,9 +11,11 @@ it is at hand.
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from pyarrow import parquet
 
 from isbench.config import DATA_OPTIONS
 from isbench.errors import UserError
-from isbench.explain import choices
-from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RECORD, RUNS
-from isbench.grid.jobs import compose_grid
+from isbench.explain import MISTAKES, choices
+from isbench.files import EVALUATIONS, PROBES, PROVENANCE, RUNS, write_whole
+from isbench.grid.jobs import compose_grid, words_for
 from isbench.nodes import locate
-from isbench.recording.record import ENDED, read_rows
-from isbench.report.load import KEYS, Runs, last_measurements, load_runs, read_results
+from isbench.recording.record import ENDED, escaped, read_rows
+from isbench.report.load import KEYS, Runs, last_measurements, load_runs, read_results, records_below
+from isbench.terminal import outlive_terminal
 
 FACTS = ("date", "isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores", "gpu")
 
@@ -39,24 +42,30 @@ def collect(folder: Path, out: Path) -> Runs:
     Raises UserError where there are no runs, or two that cannot be told apart.
     """
     runs = load_runs(folder)
-    starts = [row for path in sorted(folder.rglob(RECORD)) for row in read_rows(path) if row["kind"] == "start"]
-    last = {row["run_id"]: row for row in starts}
+    paths = {escaped(path.parent.relative_to(folder).as_posix()): path for path in records_below(folder)[0]}
+    last = {
+        run_id: [row for row in read_rows(paths[path]) if row["kind"] == "start"][-1]
+        for run_id, path in runs.runs[["run_id", "path"]].values.tolist()
+    }
     choice = experiment_of(folder.name)
-    commands = [_command(choice or folder.name, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
+    commands = [_command(choice, last[run_id]["config"]) for run_id in runs.runs["run_id"]]
     probes = _with_pictures(_last_lists(runs.probes), last)
     kept = replace(runs, runs=runs.runs.assign(command=commands), probes=probes)
     if (out / RUNS).is_file():
         kept = _with_earlier(kept, read_results(out))
     out.mkdir(parents=True, exist_ok=True)
     for name, frame in zip((EVALUATIONS, RUNS, PROBES), (kept.rows, kept.runs, kept.probes), strict=True):
-        (out / name).unlink(missing_ok=True)
         if len(frame) or name != PROBES:
             # Without pandas' own metadata, which names versions.
             table = pa.Table.from_pandas(_compact(frame), preserve_index=False).replace_schema_metadata(None)
-            parquet.write_table(table, out / name, compression="zstd", compression_level=19)
+            content = BytesIO()
+            parquet.write_table(table, content, compression="zstd", compression_level=19)
+            write_whole(out / name, content.getvalue())
+        else:
+            (out / name).unlink(missing_ok=True)
     planned = kept.runs if choice is None else compose_grid([f"experiment={choice}"])[1]
     facts = {**provenance(kept.runs), "planned_runs": len(planned)}
-    (out / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / PROVENANCE, f"{json.dumps(facts, indent=2)}\n".encode())
     return kept
 
 
@@ -65,9 +74,15 @@ def experiment_of(name: str) -> str | None:
     return next((choice for choice in choices("experiment") if choice.rpartition("/")[2] == name), None)
 
 
-def _command(choice: str, config: dict[str, Any]) -> str:
-    own = f"arm={config['arm']}" if config.get("arm") else f"sampler={config['sampler']['name']}"
-    return f"python -m isbench -m experiment={choice} {own} seed={config['seed']}"
+def _command(choice: str | None, config: dict[str, Any]) -> str:
+    """Return what trains a run again; nothing where one of its choices is not at hand."""
+    if choice is not None:
+        own = f"arm={config['arm']}" if config.get("arm") else f"sampler={config['sampler']['name']}"
+        return f"python -m isbench -m experiment={choice} {own} seed={config['seed']}"
+    try:
+        return shlex.join(["python", "-m", "isbench", *words_for(config)])
+    except (*MISTAKES, LookupError, TypeError):  # records may come from others
+        return ""
 
 
 def provenance(runs: pd.DataFrame) -> dict[str, list]:
@@ -143,7 +158,7 @@ def _training_images(start: dict[str, Any]) -> Any:
     options = {key: value for key, value in node.items() if key not in others}
     source = locate(node["_target_"])(Path(os.environ.get("ISBENCH_DATA", "data")), **options)
     if source.checksum() != start["data"]["checksum"]:
-        raise UserError(f"the data set {node['name']} at hand is not the one that was trained on")
+        raise UserError(f"the data set {node['name']} here is not the one that was trained on")
     return source.train_inputs.numpy()
 
 
@@ -164,7 +179,8 @@ def _compact(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m isbench.report.collect", description=__doc__)
+    outlive_terminal()
+    parser = argparse.ArgumentParser(prog="isbench collect", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="default: every experiment that has runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds runs/ID")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
@@ -176,9 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{given.runs} holds no runs of an experiment: python -m isbench -m experiment=ID makes them"
             )
         for name in ids:
-            runs = collect(given.runs / name, given.results / name).runs
+            kept = collect(given.runs / name, given.results / name)
+            runs = kept.runs
+            for notice in kept.notices:
+                print(f"{name}: {notice}", file=sys.stderr)
             print(f"{given.results / name}: {len(runs)} runs, {(runs['status'] == 'finished').sum()} finished")
-    except UserError as error:
+    except (OSError, UserError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

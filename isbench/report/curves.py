@@ -1,18 +1,18 @@
-"""Learning curves, twice from the same numbers: matplotlib for paper and README, plotly for the page.
+"""Learning curves over seeds, and how matplotlib draws them; pages draw the same numbers (isbench.report.charts).
 
-A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. An arm of one
-seed has no mean: it is drawn with open marks. Means stop where the first seed stops. A run that shared the machine is
-not drawn against seconds. Colours are from Wong's (Nature Methods 2011) and Tol's colour-blind safe sets, fixed per
-sampler; a dash tells apart those whose colours are close.
+A line is the mean over seeds on a common grid, a band its 95 % Student-t interval, a thin line one seed. On a
+logarithmic axis both are of logarithms. An arm of one seed has no mean: it is drawn with open marks. Means stop where
+the first seed stops. A run that shared the machine is not drawn against seconds. The untrained network is left out
+where it would take most of the axis. Colours are from Wong's (Nature Methods 2011) and Tol's colour-blind safe sets,
+fixed per sampler; a dash tells apart those whose colours are close.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,15 +20,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
+from isbench.report.names import counted, task, written
 
 Drawn = tuple[Figure, pd.DataFrame]  # a figure, and the data behind it
 Drawing = Callable[[Runs], Drawn]
 INK, GRID = "#1d2430", "#e4e7ec"
-GRID_POINTS = 160
+GRID_POINTS = 81
 
 
 class Style(NamedTuple):
-    """How an arm is drawn, in both back ends."""
+    """How an arm is drawn, in figures and on pages."""
 
     colour: str
     dash: str  # matplotlib's name
@@ -58,7 +59,6 @@ SPARE = [
     for dash in ("dashdot", "dotted")
     for colour in ("#0072b2", "#009e73", "#aa4499", "#e69f00", "#56b4e9", "#882255", "#999933", "#332288")
 ]
-PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 
 
 class Column(NamedTuple):
@@ -72,8 +72,11 @@ class Column(NamedTuple):
 ERROR = Column("test_error", "Test error (%)", 100.0)
 LOSS = Column("train_loss", "Train loss")
 OBJECTIVE = Column("objective", "Objective")
+DIFFERENCE = Column("error_difference", "Difference in test error (points)", 100.0)
 SECONDS = Column("train_seconds", "Training time (s)")
-EPOCHS = Column("epoch", "Epochs trained")
+UPDATES = Column("updates", "Updates")
+EPOCHS = Column("epoch", "Epochs")
+AXES = (SECONDS, UPDATES, EPOCHS)
 
 MATPLOTLIB: Any = {
     "svg.hashsalt": "isbench",
@@ -110,10 +113,10 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, is_log: bool = False) -> Band:
-    """Average the seeds' curves where all of them have values. The lower bound is cut at `floor`.
+def band(curves: Sequence[pd.DataFrame], x: Column, y: Column, floor: float = -np.inf, is_log: bool = False) -> Band:
+    """Average the seeds' curves where all of them have values, of their logarithms with `is_log`.
 
-    Between evaluations a seed's curve is the straight line that is drawn, on a logarithmic axis too.
+    Between evaluations a seed's curve is the straight line that is drawn. The lower bound is cut at `floor`.
     """
     known = [part for curve in curves if len(part := curve[[x.column, y.column]].dropna())]
     if not known:
@@ -121,10 +124,11 @@ def band(curves: list[pd.DataFrame], x: Column, y: Column, floor: float = 0.0, i
     start, stop = max(c[x.column].iloc[0] for c in known), min(c[x.column].iloc[-1] for c in known)
     grid = np.linspace(start, stop, GRID_POINTS) if start < stop else np.empty(0)
     scale, inverse = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
-    values = np.array([inverse(np.interp(grid, c[x.column], scale(c[y.column] * y.scale))) for c in known])
+    values = np.array([np.interp(grid, c[x.column], scale(c[y.column] * y.scale)) for c in known])
     intervals = np.array([t_interval(column)[:2] for column in values.T]).reshape(-1, 2)
     mean, half_width = intervals.T
-    return Band(grid, mean, np.maximum(mean - half_width, floor), mean + half_width)
+    low, high = inverse(mean - half_width), inverse(mean + half_width)
+    return Band(grid, inverse(mean), np.maximum(low, floor), high)
 
 
 def is_single(mean: Band) -> bool:
@@ -141,55 +145,101 @@ class Comparison(NamedTuple):
     arms: dict[str, list[pd.DataFrame]]
     finished: frozenset[str]
     alone: frozenset[str]
+    baseline: str = "uniform"
 
     @property
     def title(self) -> str:
-        return f"{self.dataset} \N{MIDDLE DOT} {self.model}"
+        return task(self.dataset, self.model)
+
+    def quantities(self) -> tuple[Column, ...]:
+        """Return what there is to draw: the objective where it was recorded, differences where there is a baseline."""
+        objective = (OBJECTIVE,) if self.rows["objective"].notna().any() else ()
+        return (ERROR, *([DIFFERENCE] if self.baseline in self.arms and len(self.arms) > 1 else []), LOSS, *objective)
+
+    def names(self, y: Column) -> list[str]:
+        """Return the arms of which `y` is drawn: differences of all but the baseline."""
+        return [arm for arm in self.arms if y is not DIFFERENCE or arm != self.baseline]
+
+    def of(self, arms: Iterable[str], baseline: str) -> "Comparison | None":
+        """Return the curves of some arms, those of `baseline` first; None where they have none."""
+        names = sorted(set(arms) & set(self.arms), key=lambda name: (name != baseline, name))
+        rows = self.rows[self.rows["arm"].isin(names)]
+        return (
+            self._replace(rows=rows, arms={arm: self.arms[arm] for arm in names}, baseline=baseline) if names else None
+        )
 
     def seeds(self, arm: str, x: Column) -> list[pd.DataFrame]:
         """Return an arm's curves that may be drawn against `x`."""
         return [curve for curve in self.arms[arm] if x is not SECONDS or curve["run_id"].iloc[0] in self.alone]
 
-    def counted(self, arm: str, x: Column) -> list[pd.DataFrame]:
+    def lines(self, arm: str, x: Column, y: Column) -> list[pd.DataFrame]:
+        """Return what is drawn of an arm's seeds."""
+        if y is DIFFERENCE:
+            return list(self._differences(arm, x))
+        curves = self.seeds(arm, x)
+        return [curve[curve["updates"] > 0] for curve in curves] if self.skips_start(y) else curves
+
+    def counted(self, lines: list[pd.DataFrame]) -> list[pd.DataFrame]:
         """Return those whose mean is drawn: of runs that finished, where there are any."""
-        seeds = self.seeds(arm, x)
-        return [curve for curve in seeds if curve["run_id"].iloc[0] in self.finished] or seeds
+        known = [line for line in lines if len(line)]
+        return [line for line in known if line["run_id"].iloc[0] in self.finished] or known
 
     def is_timed(self) -> bool:
         """Say whether every arm has a curve that may be drawn against seconds."""
         return all(self.seeds(arm, SECONDS) for arm in self.arms)
 
     def is_log(self, y: Column) -> bool:
-        """Say whether a logarithmic axis suits `y`: all values positive, over more than one power of ten."""
-        known = self.rows[y.column].dropna()
-        return len(known) > 0 and known.min() > 0 and known.max() > 10 * known.min()
+        """Say whether a logarithmic axis suits `y`: all positive, those after the start over a factor of four."""
+        if y is DIFFERENCE:
+            return False
+        known, later = self.rows[y.column].dropna(), self.rows.loc[self.rows["updates"] > 0, y.column].dropna()
+        return len(later) > 0 and known.min() > 0 and later.max() > 4 * later.min()
+
+    def skips_start(self, y: Column) -> bool:
+        """Say whether the untrained network would take more than a quarter of the axis."""
+        known = self.rows[["updates", y.column]].dropna()
+        values = np.log(known[y.column]) if self.is_log(y) else known[y.column]
+        later = values[known["updates"] > 0]
+        return len(later) > 1 and bool(np.ptp(values) > 4 / 3 * np.ptp(later) > 0)
 
     def band(self, arm: str, x: Column, y: Column) -> Band:
-        """Return an arm's mean, with a band that is cut at 0, or just below the data on a logarithmic axis."""
-        floor = float(self.rows[y.column].min()) * y.scale / 2 if self.is_log(y) else 0.0
-        return band(self.counted(arm, x), x, y, floor, self.is_log(y))
+        """Return an arm's mean, with its band."""
+        floor = -np.inf if y is DIFFERENCE else 0.0
+        return band(self.counted(self.lines(arm, x, y)), x, y, floor, self.is_log(y))
+
+    def _differences(self, arm: str, x: Column) -> Iterable[pd.DataFrame]:
+        """Yield, per seed, the test error minus that of the baseline where both have one."""
+        start = {curve["seed"].iloc[0]: curve for curve in self.lines(self.baseline, x, ERROR) if len(curve)}
+        for own in self.lines(arm, x, ERROR):
+            other = start.get(own["seed"].iloc[0]) if len(own) else None
+            if other is not None:
+                error = np.interp(own[x.column], other[x.column], other[ERROR.column], left=np.nan, right=np.nan)
+                yield own.assign(**{DIFFERENCE.column: own[ERROR.column] - error}).dropna(subset=[DIFFERENCE.column])
 
 
-def comparisons(runs: Runs) -> list[Comparison]:
+def comparisons(runs: Runs, baseline: str = "uniform") -> list[Comparison]:
     """Split the runs into the sets of curves that belong in one figure, the baseline first within each."""
     finished = frozenset(runs.runs.loc[runs.runs["status"] == "finished", "run_id"])
     found = []
     for (dataset, model), rows in runs.rows.groupby(["dataset", "model"]):
         ids = runs.runs["run_id"].isin(rows["run_id"])
         alone = frozenset(runs.runs.loc[ids & runs.runs["alone"], "run_id"])
-        names = sorted(rows["arm"].unique(), key=lambda name: (name != "uniform", name))
+        names = sorted(rows["arm"].unique(), key=lambda name: (name != baseline, name))
         arms = {name: [curve for _, curve in rows[rows["arm"] == name].groupby("run_id")] for name in names}
-        found.append(Comparison(str(dataset), str(model), rows, arms, finished, alone))
+        found.append(Comparison(str(dataset), str(model), rows, arms, finished, alone, baseline))
     return found
 
 
 def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, style_of: dict[str, Style]) -> None:
     """Draw the arms of a comparison on one pair of axes, and say how many runs are left out."""
-    for arm in reversed(comparison.arms):  # the baseline on top
-        draw_band(panel, arm, comparison.seeds(arm, x), comparison.band(arm, x, y), x, y, style_of[arm])
-    left_out = sum(len(curves) - len(comparison.seeds(arm, x)) for arm, curves in comparison.arms.items())
+    arms = comparison.names(y)
+    bands = {arm: comparison.band(arm, x, y) for arm in arms}
+    for arm in reversed(arms):  # the baseline on top
+        draw_band(panel, written(arm), comparison.lines(arm, x, y), bands[arm], x, y, style_of[arm])
+    left_out = sum(len(comparison.arms[arm]) - len(comparison.seeds(arm, x)) for arm in comparison.arms)
     if left_out:
-        panel.set_title(f"{left_out} runs that shared the machine are left out", fontsize="small", color="#5b6675")
+        title = f"without {counted(left_out, 'run')} that shared the machine"
+        panel.set_title(title, fontsize="small", color="#5b6675")
     if comparison.is_log(y):
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -197,6 +247,33 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
         panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set(xlabel=x.label, ylabel=y.label)
     panel.set_xlim(left=0)
+    if y is DIFFERENCE:
+        panel.axhline(0, color=INK, linewidth=0.8)
+        panel.set_ylim(later_range(list(bands.values())))
+    else:
+        panel.set_ylim(line_range(panel, comparison.is_log(y)))
+    label_lines(panel)
+
+
+def later_range(bands: Sequence[Band]) -> tuple[float, float] | None:
+    """Return limits that hold the bands after the first quarter of the axis: differences begin large and end small."""
+    end = max((band.x[-1] for band in bands if len(band.x)), default=0.0)
+    late = [np.nan_to_num(side[band.x >= end / 4]) for band in bands for side in (band.low, band.mean, band.high)]
+    values = np.concatenate([*late, [0.0]])
+    margin = 0.05 * np.ptp(values)
+    return (values.min() - margin, values.max() + margin) if margin else None
+
+
+def line_range(panel: Axes, is_log: bool) -> tuple[float, float] | None:
+    """Return limits that hold the lines, so that no wide band squeezes them."""
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in panel.lines] or [np.empty(0)])
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 2 or not np.ptp(known):
+        return None
+    scale, inverse = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
+    low, high = scale(known.min()), scale(known.max())
+    margin = 0.08 * (high - low)
+    return float(inverse(low - margin)), float(inverse(high + margin))
 
 
 def draw_band(
@@ -214,6 +291,32 @@ def draw_band(
         panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)
     panel.fill_between(mean.x, mean.low, mean.high, color=style.colour, alpha=0.14, linewidth=0)
     panel.plot(mean.x, mean.mean, color=style.colour, linestyle=style.dash, linewidth=1.7, label=name)
+
+
+def label_lines(panel: Axes) -> None:
+    """Write the name of every labelled line beside its end, no two on top of each other."""
+    panel.get_ylim()  # settles the limits
+    lines = [line for line in panel.lines if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
+    place = panel.transScale + panel.transLimits
+    ends = [(float(place.transform((line.get_xdata()[-1], line.get_ydata()[-1]))[1]), line) for line in lines]
+    gap = min(0.075, 1 / max(1, len(ends)))
+    ends.sort(key=lambda end: end[0])
+    heights = spread([height for height, _ in ends], gap)
+    for height, (_, line) in zip(heights, ends, strict=True):
+        text = str(line.get_label())
+        panel.text(1.015, height, text, transform=panel.transAxes, color=line.get_color(), fontsize=7.5, va="center")
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move ascending places in [0, 1] apart to at least `gap`, upwards, then down from the top."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(min(max(place, 0.0), 1.0), moved[-1] + gap if moved else 0.0))
+    top = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], top)
+        top = moved[i] - gap
+    return moved
 
 
 def save(drawing: Drawing, runs: Runs, stem: Path, formats: tuple[str, ...]) -> pd.DataFrame:
@@ -241,52 +344,3 @@ def _settle(figure: Figure) -> None:
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
     for panel in figure.axes:
         panel.set_position(np.round(panel.get_position().bounds, 6).tolist())
-
-
-def interactive(comparison: Comparison, y: Column, style_of: dict[str, Style]) -> go.Figure:
-    """Draw one quantity for the page. Every trace says in `meta` which arm and which x axis it belongs to."""
-    figure = go.Figure()
-    for x in (SECONDS, EPOCHS):
-        for arm in reversed(comparison.arms):  # the baseline on top
-            for trace in _traces(comparison, arm, x, y, style_of[arm]):
-                figure.add_trace(trace.update(meta={"arm": arm, "axis": x.column}, visible=x is SECONDS))
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#98a1b0", "ticks": "outside", "tickcolor": "#c9cfd8"}
-    log_axis = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "none"}
-    figure.update_layout(
-        template="none",
-        showlegend=False,
-        hovermode="closest",
-        height=360,
-        margin={"l": 54, "r": 12, "t": 8, "b": 46},
-        font={"family": "inherit", "size": 13, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={**axis, "title": {"text": SECONDS.label}, "rangemode": "tozero"},
-        yaxis={**axis, "title": {"text": y.label}, **(log_axis if comparison.is_log(y) else {})},
-    )
-    return figure
-
-
-def _traces(comparison: Comparison, arm: str, x: Column, y: Column, style: Style) -> list[go.Scatter]:
-    seeds = [curve[[x.column, y.column]] for curve in comparison.seeds(arm, x)]
-    gap = pd.DataFrame({x.column: [np.nan], y.column: [np.nan]})  # lifts the pen between seeds
-    thin = pd.concat([gap, *(part for curve in seeds for part in (curve, gap))])
-    middle = comparison.band(arm, x, y)
-    spread = (middle.high - middle.low) / 2
-    unit = " s" if x is SECONDS else " epochs"
-    mean = f"<b>{arm}</b> %{{y:.4g}} \N{PLUS-MINUS SIGN} %{{customdata:.2g}}<br>at %{{x:.4g}}{unit}<extra></extra>"
-    quiet = {"hoverinfo": "skip", "mode": "lines"}
-    there_and_back = np.concatenate([middle.x, middle.x[::-1]]).round(4)
-    outline = {"x": there_and_back, "y": np.concatenate([middle.high, middle.low[::-1]])}
-    line = {"color": style.colour, "dash": PLOTLY_DASH[style.dash], "width": 2.4}
-    thin_line = {"color": style.colour, "width": 0.8}
-    points = {"x": middle.x.round(4), "y": middle.mean, "customdata": spread, "mode": "lines", "line": line}
-    if is_single(middle):
-        points = {"x": thin[x.column], "y": thin[y.column] * y.scale, "mode": "markers"}
-        points["marker"] = {"symbol": "circle-open", "color": style.colour, "size": 7}
-        mean = mean.replace(" \N{PLUS-MINUS SIGN} %{customdata:.2g}", ", one seed")
-    return [
-        go.Scatter(outline, fill="toself", fillcolor=style.colour, opacity=0.13, line={"width": 0}, **quiet),
-        go.Scatter(x=thin[x.column], y=thin[y.column] * y.scale, line=thin_line, opacity=0.28, **quiet),
-        go.Scatter(points, name=arm, hovertemplate=mean),
-    ]

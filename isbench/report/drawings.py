@@ -6,7 +6,7 @@ Figures of scores show the last measurement of the lowest seed; the numbers abov
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from isbench.report.curves import (
+    AXES,
     EPOCHS,
-    ERROR,
     INK,
     LOSS,
     OBJECTIVE,
     SECONDS,
+    UPDATES,
     Band,
     Column,
     Comparison,
@@ -31,10 +32,12 @@ from isbench.report.curves import (
     comparisons,
     draw_band,
     draw_comparison,
+    label_lines,
     styles,
 )
 from isbench.report.load import KEYS, Runs, last_measurements
 from isbench.report.measures import t_interval
+from isbench.report.names import written
 
 REFERENCE = "per_example_gradient_norm"  # what a score stands for
 GAIN = Column("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
@@ -44,9 +47,12 @@ RELATIVE = Column("relative", "Gradient distance relative to uniform")
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
-def curves(runs: Runs) -> Drawn:
-    """Test error, train loss and objective against epochs, and seconds where all arms were timed."""
-    return _stacked(runs, _draw_curves)
+def curves(runs: Runs, baseline: str = "uniform") -> Drawn:
+    """Test error, its difference to the baseline's, train loss and objective, against seconds where all were timed.
+
+    And against epochs; the data have updates too.
+    """
+    return _stacked(runs, _draw_curves, baseline=baseline)
 
 
 def overhead_and_gain(runs: Runs) -> Drawn:
@@ -62,15 +68,16 @@ def curves_and_gain(runs: Runs) -> Drawn:
     return _stacked(runs, _draw_curves, _draw_gains)
 
 
-def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
+def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]], baseline: str = "uniform") -> Drawn:
     """Draw each comparison in each way, one below the other."""
-    found, style_of = comparisons(runs), styles(runs.runs["arm"])
+    found, style_of = comparisons(runs, baseline), styles(runs.runs["arm"])
     rows = [(drawing, comparison) for comparison in found for drawing in drawings]
     heights = [2.8 * (len(_axes(comparison)) if drawing is _draw_curves else 1) for drawing, comparison in rows] or [
         2.8
     ]
-    columns = max((len(_columns(comparison)) for comparison in found), default=2)
-    figure = Figure(figsize=(3.8 * (3 if _draw_gains in drawings else columns), sum(heights)), layout="constrained")
+    columns = max((len(comparison.quantities()) for comparison in found), default=2)
+    figure = Figure(figsize=(4.4 * (3 if _draw_gains in drawings else columns), sum(heights)))
+    figure.set_layout_engine("constrained", w_pad=0.12)  # room beside the names of lines
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     tables = [
         table.assign(dataset=comparison.dataset, model=comparison.model)
@@ -80,34 +87,35 @@ def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]]) -> Drawn:
     return figure, _joined(tables, ["dataset", "model", "arm"])
 
 
-def _columns(comparison: Comparison) -> tuple[Column, ...]:
-    """Return what is drawn: the objective only where it was recorded."""
-    return (ERROR, LOSS, OBJECTIVE) if comparison.rows["objective"].notna().any() else (ERROR, LOSS)
-
-
 def _axes(comparison: Comparison) -> tuple[Column, ...]:
     return (SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,)
 
 
 def _draw_curves(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
-    places, columns = _axes(comparison), _columns(comparison)
-    panels = part.subplots(len(places), len(columns), squeeze=False)
-    for axes, x in zip(panels, places, strict=True):
-        for panel, y in zip(axes, columns, strict=True):
+    places, quantities = _axes(comparison), comparison.quantities()
+    panels = part.subplots(len(places), len(quantities), squeeze=False)
+    for row, x in zip(panels, places, strict=True):
+        for panel, y in zip(row, quantities, strict=True):
             draw_comparison(panel, comparison, x, y, style_of)
     untimed = "" if comparison.is_timed() else " (not timed: the runs shared the machine)"
     part.suptitle(comparison.title + untimed, fontweight="bold")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    part.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(4, len(labels)))
+    return curve_tables(comparison)
+
+
+def curve_tables(comparison: Comparison) -> list[pd.DataFrame]:
+    """Return the curves of a comparison as data: every quantity and arm against every axis."""
     return [
-        _band_table(comparison.band(arm, x, y), x, y, len(comparison.counted(arm, x))).assign(arm=arm)
-        for x, y, arm in product(places, columns, comparison.arms)
+        _band_table(
+            comparison.band(arm, x, y), x, y, len(comparison.counted(comparison.lines(arm, x, y))), comparison.is_log(y)
+        ).assign(arm=arm)
+        for x, y in product(AXES, comparison.quantities())
+        for arm in comparison.names(y)
     ]
 
 
 def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
     axes, tables = part.subplots(1, 3), []
-    goal = OBJECTIVE if OBJECTIVE in _columns(comparison) else LOSS
+    goal = OBJECTIVE if OBJECTIVE in comparison.quantities() else LOSS
     for arm, seeds in comparison.arms.items():
         paced = list(map(_paced, seeds))
         for panel, y, lines, x in (
@@ -117,30 +125,30 @@ def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -
         ):
             if lines and (arm != "uniform" or y is goal):
                 mean = band(lines, x, y, 0.0 if y is goal else -np.inf)
-                draw_band(panel, arm, lines, mean, x, y, style_of[arm])
+                draw_band(panel, written(arm), lines, mean, x, y, style_of[arm])
                 tables.append(_band_table(mean, x, y, len(lines)).assign(arm=arm))
             panel.set(xlabel=x.label, ylabel=y.label)
     if not axes[1].lines:
         axes[1].text(0.5, 0.5, "not timed", ha="center", va="center", transform=axes[1].transAxes)
         axes[1].set(xticks=[], yticks=[])
     axes[1].set_title(comparison.title, fontweight="bold")
-    axes[2].legend()
+    for panel in axes:
+        label_lines(panel)
     return tables
 
 
 def gradient_variance(runs: Runs) -> Drawn:
     """Distance of a resampled batch's gradient to the pool's, by signal (Katharopoulos and Fleuret 2018, Figure 1)."""
-    style_of = styles(map(_sampler_of, runs.probes["signal"]))
     figure, panels = _panels(runs.probes["arm"])
-    x, tables = Column("updates", "Updates"), []
+    x, tables = UPDATES, []
     for arm, signal in product(panels, runs.probes["signal"].unique()):
         measured = runs.probes[(runs.probes["arm"] == arm) & (runs.probes["signal"] == signal)]
-        seeds, style = [seed for _, seed in measured.groupby("run_id")], style_of[_sampler_of(signal)]
-        draw_band(panels[arm], _words(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
+        seeds, style = [seed for _, seed in measured.groupby("run_id")], signal_style(signal)
+        draw_band(panels[arm], written(signal), seeds, band(seeds, x, RELATIVE), x, RELATIVE, style)
         tables.append(_points_table(seeds, "updates", "relative").assign(arm=arm, signal=signal))
     for panel in panels.values():
         panel.set(xlabel=x.label, ylabel=RELATIVE.label)
-        panel.legend()
+        label_lines(panel)
     return figure, _joined(tables, ["arm", "signal"])
 
 
@@ -171,12 +179,12 @@ def loss_patterns(runs: Runs) -> Drawn:
 
 def score_scatter(runs: Runs) -> Drawn:
     """Each score against the exact gradient norm, with its rolling mean over 50 examples and their correlation."""
-    return _scatter(runs, _draw_scores)
+    return _scatter(runs, scores)
 
 
 def probability_scatter(runs: Runs) -> Drawn:
     """Probabilities by each score against the ideal ones (Katharopoulos and Fleuret 2018, Figure 2)."""
-    return _scatter(runs, _draw_probabilities)
+    return _scatter(runs, probabilities)
 
 
 def examples(runs: Runs) -> Drawn:
@@ -186,7 +194,7 @@ def examples(runs: Runs) -> Drawn:
     arms, count = sorted(first["arm"].unique()), int(first.groupby(["run_id", "rank"]).size().max())
     figure = Figure(figsize=(7.6, 2.4 * len(arms)), layout="constrained")
     for part, arm in zip(figure.subfigures(len(arms), squeeze=False)[:, 0], arms, strict=True):
-        part.suptitle(arm, fontweight="bold")
+        part.suptitle(written(arm), fontweight="bold")
         for half, rank in zip(part.subfigures(1, 2), ("rarely", "often"), strict=True):
             half.supxlabel(f"drawn {rank}", fontsize="medium")
             panels = half.subplots(2, max(1, -(-count // 2)), squeeze=False).flat
@@ -208,51 +216,83 @@ def _draw_example(panel: Any, example: pd.Series) -> None:
         panel.text(0.5, 0.5, f"no. {example['index']:g}", ha="center", va="center", transform=panel.transAxes)
 
 
-def _scatter(runs: Runs, draw: Callable[..., dict[str, Any]]) -> Drawn:
-    """Draw a row of panels per arm and a panel per signal."""
+class Scatter(NamedTuple):
+    """A cloud of points with a line through it, the same scale on both axes, and what it comes to over the seeds."""
+
+    x: np.ndarray
+    y: np.ndarray
+    line: tuple[np.ndarray, np.ndarray]
+    labels: tuple[str, str]
+    title: str
+    facts: dict[str, Any]
+    is_log: bool = False
+
+    def points(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return `count` of the points at most, evenly by their place along x."""
+        shown = slice(None, None, -(-len(self.x) // count))
+        return self.x[shown], self.y[shown]
+
+
+def scatters(runs: Runs, cloud: Callable[[pd.DataFrame, str], Scatter]) -> dict[tuple[str, str], Scatter]:
+    """Return a cloud for every arm and signal."""
     last = last_measurements(runs.probes)
     signals = [name for name in last.columns if name not in (*KEYS, "updates", "epoch", "index", "label", REFERENCE)]
-    arms, style_of = sorted(last["arm"].unique()), styles(map(_sampler_of, signals))
+    return {
+        (arm, signal): cloud(last[last["arm"] == arm].sort_values("seed"), signal)
+        for arm, signal in product(sorted(last["arm"].unique()), signals)
+    }
+
+
+def _scatter(runs: Runs, cloud: Callable[[pd.DataFrame, str], Scatter]) -> Drawn:
+    """Draw a row of panels per arm and a panel per signal."""
+    found = scatters(runs, cloud)
+    arms, signals = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     figure = Figure(figsize=(3.8 * len(signals), 3.6 * len(arms)), layout="constrained")
-    panels = figure.subplots(len(arms), len(signals), squeeze=False)
+    panels = figure.subplots(len(arms), len(signals), squeeze=False).flat
     facts = []
-    for (row, arm), (column, signal) in product(enumerate(arms), enumerate(signals)):
-        measured, panel = last[last["arm"] == arm].sort_values("seed"), panels[row, column]
-        found = draw(panel, measured, signal, style_of[_sampler_of(signal)].colour)
-        if len(arms) > 1:
-            panel.set_title(f"{arm}: {panel.get_title()}", fontsize="medium")
-        facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **found})
+    for panel, ((arm, signal), each) in zip(panels, found.items(), strict=True):
+        colour = signal_style(signal).colour
+        panel.scatter(*each.points(SHOWN), s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+        panel.plot(*each.line, color=INK, linewidth=1)
+        panel.set(xlabel=each.labels[0], ylabel=each.labels[1])
+        if each.is_log:
+            panel.set(xscale="log", yscale="log")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_minor_formatter(NullFormatter())
+        title = f"{written(arm)}: {each.title}" if len(arms) > 1 else each.title
+        panel.set_title(title, fontsize="medium")
+        facts.append({"arm": arm, "signal": signal, "reference": REFERENCE, **each.facts})
     return figure, pd.DataFrame(facts)
 
 
-def _draw_scores(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+def scores(measured: pd.DataFrame, signal: str) -> Scatter:
+    """Return the scores of the lowest seed against exact gradient norms, with their rolling mean over 50 examples."""
     pairs = [(np.asarray(row[REFERENCE]), np.asarray(row[signal])) for _, row in measured.iterrows()]
-    norms, scores = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
-    shown = slice(None, None, -(-len(norms) // SHOWN))
-    panel.scatter(norms[shown], scores[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-    rolling = pd.Series(scores).rolling(min(50, len(scores)), center=True).mean()
-    panel.plot(norms, rolling, color=INK, linewidth=1)
+    norms, own = (values[np.argsort(pairs[0][0], kind="stable")] for values in pairs[0])
+    rolling = pd.Series(own).rolling(min(50, len(own)), center=True).mean().to_numpy()
     correlation = t_interval([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    panel.set(xlabel=_words(REFERENCE), ylabel=_words(signal))
-    panel.set_title(f"correlation {correlation.mean:.2f}", fontsize="medium")
-    return {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
+    facts = {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
+    labels = (written(REFERENCE), written(signal))
+    return Scatter(norms, own, (norms, rolling), labels, f"correlation {correlation.mean:.2f}", facts)
 
 
-def _draw_probabilities(panel: Any, measured: pd.DataFrame, signal: str, colour: str) -> dict[str, Any]:
+def probabilities(measured: pd.DataFrame, signal: str) -> Scatter:
+    """Return the probabilities by a signal of the lowest seed against those by gradient norm, with the diagonal."""
     pairs = [
         [np.divide(row[name], np.sum(row[name])) for name in (REFERENCE, signal)] for _, row in measured.iterrows()
     ]
     ideal, own = pairs[0]
-    shown = slice(None, None, -(-len(ideal) // SHOWN))
-    panel.scatter(ideal[shown], own[shown], s=3, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-    ends = [min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())]
-    panel.plot(ends, ends, color=INK, linewidth=1)
-    panel.set(xscale="log", yscale="log", xlabel=f"p by {_words(REFERENCE)}", ylabel=f"p by {_words(signal)}")
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_minor_formatter(NullFormatter())
+    ends = np.array([min(ideal[ideal > 0].min(), own[own > 0].min()), max(ideal.max(), own.max())])
     squares = t_interval([float(((b - a) ** 2).sum()) for a, b in pairs])
-    panel.set_title(f"sum of squared errors {squares.mean:.2g}", fontsize="medium")
-    return {"squared_error": squares.mean, "half_width": squares.half_width, "n": squares.n}
+    facts = {"squared_error": squares.mean, "half_width": squares.half_width, "n": squares.n}
+    labels = (f"p by {written(REFERENCE).lower()}", f"p by {written(signal).lower()}")
+    return Scatter(ideal, own, (ends, ends), labels, f"sum of squared errors {squares.mean:.2g}", facts, is_log=True)
+
+
+def signal_style(signal: str) -> Style:
+    """Return how a signal is drawn: as the sampler that uses it."""
+    sampler = {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
+    return styles([sampler])[sampler]
 
 
 def _paced(curve: pd.DataFrame) -> pd.DataFrame:
@@ -274,9 +314,10 @@ def _overheads(comparison: Comparison, arm: str) -> Iterator[pd.DataFrame]:
             yield both.assign(overhead_percent=100 * (ratio - 1))
 
 
-def _band_table(values: Band, x: Column, y: Column, n: int) -> pd.DataFrame:
-    """Return a band over n seeds as rows of x, mean, low and high, every fourth point of it, with what it shows."""
-    return pd.DataFrame(values._asdict()).iloc[::4].assign(axis=x.column, quantity=y.column, n=n)
+def _band_table(values: Band, x: Column, y: Column, n: int, is_log: bool = False) -> pd.DataFrame:
+    """Return a band over n seeds as rows of x, mean, low and high, every second point of it, with what it shows."""
+    scale = "log" if is_log else "linear"
+    return pd.DataFrame(values._asdict()).iloc[::2].assign(axis=x.column, quantity=y.column, n=n, scale=scale)
 
 
 def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
@@ -300,17 +341,8 @@ def _panels(arms: pd.Series) -> tuple[Figure, dict[str, Any]]:
     panels = dict(zip(names, figure.subplots(1, len(names), sharey=True, squeeze=False)[0], strict=True))
     if len(names) > 1:
         for name, panel in panels.items():
-            panel.set_title(name, fontweight="bold", fontsize="medium")
+            panel.set_title(written(name), fontweight="bold", fontsize="medium")
     return figure, panels
-
-
-def _sampler_of(signal: str) -> str:
-    """Return the sampler whose colour a signal gets."""
-    return {"logit_gradient_norm": "upper_bound", REFERENCE: "gradient_norm"}.get(signal, signal)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("per example ", "")
 
 
 _ALL = (

@@ -1,45 +1,60 @@
-"""results/index.html: every published table and figure, what state ours is in, what it shows and how to run it.
+"""results/index.html: the answer, every method beside uniform sampling, and a card for each published table or figure.
 
-It is made from the inventory and the files of results/ alone, and needs no network: pictures and style are inside it.
+It is made from the inventory and the files of results/ alone. Numbers, style and script are inside: it needs no network.
 """
 
-import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+import pandas as pd
 
 from isbench.files import PROVENANCE, RUNS, VERDICTS
+from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, rows
+from isbench.report.bars import Bar, bars
+from isbench.report.charts import CHARTS, Chart, examples
+from isbench.report.claims import QUANTITIES
 from isbench.report.inventory import PAPERS, Experiment
-from isbench.report.load import read_results
+from isbench.report.load import Runs, read_json, read_results
+from isbench.report.methods import AXES, add_bars, methods
+from isbench.report.names import task, written
 from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
 
-VERDICTS_OF_KIND = {  # as the style sheet calls what is good, in between and bad
-    "finished": ("reproduced",),
-    "skipped": ("smaller", "larger", "inconclusive"),
-    "failed": ("refuted", "opposite"),
+TONES = {  # how the style sheet colours a verdict or an outcome; the others have no colour
+    **dict.fromkeys(("reproduced", "better", "finished"), "good"),
+    **dict.fromkeys(("refuted", "opposite", "worse"), "bad"),
+    **dict.fromkeys(("smaller", "larger", "inconclusive"), "between"),
 }
-KINDS = {verdict: kind for kind, verdicts in VERDICTS_OF_KIND.items() for verdict in verdicts}
+SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))  # of the answer
 
 
 def render_index(inventory: Sequence[Experiment], results: Path) -> str:
     """Return the page as one string of HTML."""
     survivors = holm(family(inventory, results))
+    has_run = [experiment for experiment in inventory if (results / experiment.id / RUNS).is_file()]
+    runs = {experiment.id: read_results(results / experiment.id) for experiment in has_run}
+    found = rows(inventory, results)
+    papers = {experiment.paper: PAPERS[experiment.paper] for experiment in inventory}
     return render(
         "index.html",
+        answer=answer(found),
+        reading=reading(found),
         tally=tally(inventory, results),
-        rules=[{**rule._asdict(), "kind": KINDS.get(rule.name, "")} for rule in RULES],
-        papers=[
-            {"id": paper, "name": name, "citation": citation}
-            for paper, (name, citation) in PAPERS.items()
-            if any(experiment.paper == paper for experiment in inventory)
-        ],
-        experiments=[
-            _experiment(experiment, results / experiment.id, experiment.id in survivors) for experiment in inventory
-        ],
+        measures=MEASURES,
+        shown=ERROR,
+        forests={measure: _forest([row for row in found if row.measure == measure]) for measure in MEASURES},
+        axes=AXES,
+        first_axis=AXES[0],
+        methods=_methods(has_run, runs, results),
+        papers=papers,
+        cards=[_card(each, runs[each.id], results / each.id, each.id in survivors) for each in has_run],
+        to_run=[each for each in inventory if each not in has_run],
+        rules=RULES,
+        tones=TONES,
     )
 
 
@@ -74,8 +89,7 @@ def tally(inventory: Sequence[Experiment], results: Path) -> str:
     run = sum((results / experiment.id / RUNS).is_file() for experiment in inventory)
     verdicts = Counter(found["verdict"] for experiment in inventory for found in _findings(results / experiment.id))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    subject = "experiments, on published tables and figures and on what they leave open,"
-    start = f"{run} of {len(inventory)} {subject} have been run here"
+    start = f"{run} of {len(inventory)} experiments are done"
     if not counts:
         return f"{start}."
     tests = family(inventory, results)
@@ -85,53 +99,92 @@ def tally(inventory: Sequence[Experiment], results: Path) -> str:
     )
 
 
-def _experiment(experiment: Experiment, folder: Path, survives: bool) -> dict[str, Any]:
-    findings = _findings(folder)
-    counts = Counter(finding["verdict"] for finding in findings)
+def _forest(found: list[Row]) -> dict[str, Any]:
+    """Return the rows of one measure with a bar each, on the closest of SCALES that holds them all, and its ticks."""
+    numbers = [abs(math.log(value)) for row in found for value in (row.ratio, row.low, row.high) if 0 < value < math.inf]
+    scale = next((scale for scale in SCALES if max(numbers, default=0) <= math.log(scale[-1])), SCALES[-1])
+    places: list[dict[str, float | None]] = [{"value": row.ratio, "low": row.low, "high": row.high} for row in found]
+    ticks: list[dict[str, float | None]] = [{"value": tick} for tick in scale]
+    drawn = bars([*places, *ticks], is_ratio=True, widest=scale[-1])
+    texts = [f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in scale]
     return {
-        "id": experiment.id,
-        "paper": experiment.paper,
-        "shows": experiment.shows,
-        "remarks": experiment.remarks,
-        "state": _state(experiment, folder),
-        "verdicts": [
-            (f"{count} {verdict}" if len(findings) > 1 else verdict, KINDS.get(verdict, ""))
-            for verdict, count in counts.items()
+        "ticks": [(text, bar.value) for text, bar in zip(texts, drawn[len(found) :], strict=True)],
+        "even": drawn[len(found) + scale.index(1.0)].value,
+        "rows": [
+            (row, f"{written(row.method)} on {task(row.dataset, row.model)}", bar)
+            for row, bar in zip(found, drawn, strict=False)
         ],
-        "picture": _picture(folder / "figure.svg"),
-        "findings": [
-            {
-                **finding,
-                "kind": KINDS.get(finding["verdict"], ""),
-                "p": p_value(finding["p"]),
-                "survives": survives and finding["primary"],
-            }
-            for finding in findings
-        ],
-        "clocks": [f"{arm} is not one clock: {why}." for arm, why in _clocks(folder).items()],
-        "claims": [claim.text for claim in experiment.claims],
     }
 
 
-def _state(experiment: Experiment, folder: Path) -> tuple[str, str]:
-    """Say how far an experiment is, its runs that finished or what it waits for; and of which kind that is."""
-    if not (folder / RUNS).is_file():
-        return (f"needs {experiment.needs}", "skipped") if experiment.needs else ("ready to run", "")
-    planned = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["planned_runs"]
-    finished = (read_results(folder).runs["status"] == "finished").sum()
-    return f"{finished} of {planned} runs finished", "finished" if finished == planned else "skipped"
+def _methods(has_run: Sequence[Experiment], runs: dict[str, Runs], results: Path) -> list[dict[str, Any]]:
+    """Return the rows of the table of methods."""
+    found = [(experiment, method) for experiment in has_run for method in methods(runs[experiment.id])]
+    add_bars([method for _, method in found])
+    return [
+        {
+            "experiment": experiment,
+            "method": method,
+            "name": written(method.arm),
+            "task": task(method.dataset, method.model),
+            "verdict": _verdict_on(method.arm, _findings(results / experiment.id)),
+        }
+        for experiment, method in found
+    ]
 
 
-def _clocks(folder: Path) -> dict[str, str]:
-    return clocks(read_results(folder)) if (folder / RUNS).is_file() else {}
+def _verdict_on(arm: str, findings: list[dict[str, Any]]) -> str:
+    """Return the verdict on the first claim on a method, the primary one before all others."""
+    of_arm = [each for each in findings if each["arm"] == arm and QUANTITIES[each["quantity"]].is_paired]
+    return next((each["verdict"] for each in sorted(of_arm, key=lambda each: not each["primary"])), "")
+
+
+def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> dict[str, Any]:
+    planned = read_json(folder / PROVENANCE, dict, {"planned_runs"})["planned_runs"]
+    finished = (runs.runs["status"] == "finished").sum()
+    findings = [
+        {
+            **each,
+            "bar": _claim_bar(each),
+            "p_text": p_value(each["p"]),
+            "about": " against ".join(map(written, each["arms"].split(" against "))),
+            "survives": survives and each["primary"],
+        }
+        for each in sorted(_findings(folder), key=lambda each: not each["primary"])
+    ]
+    return {
+        "experiment": experiment,
+        "state": "finished" if finished == planned else f"{finished} of {planned} runs finished",
+        "findings": findings,
+        "verdicts": list(dict.fromkeys(each["verdict"] for each in findings)),
+        "seconds": [f"The seconds of {written(arm)} are not comparable: {why}." for arm, why in clocks(runs).items()],
+        "charts": _charts(experiment, runs, folder),
+        "examples": examples(runs) if experiment.figure == "examples" and len(runs.probes) else [],
+    }
+
+
+def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[Chart]:
+    path, make = folder / "figure.csv", CHARTS.get(experiment.figure)
+    return make(runs, pd.read_csv(path)) if make and path.is_file() else []
+
+
+def _claim_bar(found: dict[str, Any]) -> Bar:
+    """Return our number and its interval beside what is published and what agrees with the claim."""
+    quantity = QUANTITIES[found["quantity"]]
+    least, most = found["allowed"]
+    known = {
+        "value": found["value"],
+        "low": found["low"],
+        "high": found["high"],
+        "neutral": quantity.neutral,
+        "published": found["published"],
+        "least": least,
+        "most": most,
+    }
+    return bars([known], quantity.is_ratio)[0]
 
 
 def _findings(folder: Path) -> list[dict[str, Any]]:
     path = folder / VERDICTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def _picture(path: Path) -> str:
-    """Return an SVG as part of an address, a quarter shorter than in base64; nothing where there is none."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return quote(" ".join(text.split()), safe=" =:/;,()[]{}@!$*+?|")
+    needed = {"text", "arm", "quantity", "arms", "primary", "p", "ours", "reported", "allowed", "n", "verdict", "rule"}
+    return read_json(path, list, needed) if path.is_file() else []

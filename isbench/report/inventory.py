@@ -7,9 +7,10 @@ holds for it too, field by field. Numbers are those that the papers print.
 
 import math
 import re
+from dataclasses import field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
 from omegaconf import OmegaConf
@@ -21,12 +22,27 @@ from isbench.explain import summary
 from isbench.nodes import config_folder
 from isbench.report.claims import STRICT, Claim
 
+
+class Paper(NamedTuple):
+    """Where an experiment is from; `address` is empty where nothing is published."""
+
+    name: str
+    citation: str
+    address: str = ""
+
+
 PAPERS = {  # the folders of conf/experiment, in the order of the reports
-    "sgds": ("SGD on Steroids", "Zakka 2018"),
-    "is": ("Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018"),
-    "impon": ("IMPON", "Ganapathiraman, Calderon and Joshi 2022"),
-    "rais": ("RAIS", "Johnson and Guestrin 2018"),
-    "screen": ("Screening", "isbench's own method"),
+    "sgds": Paper("SGD on Steroids", "Zakka 2018", "https://github.com/kevinzakka/blog-code"),
+    "is": Paper(
+        "Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018", "https://arxiv.org/abs/1803.00942"
+    ),
+    "impon": Paper("IMPON", "Ganapathiraman, Calderon and Joshi 2022", "https://openreview.net/forum?id=-lKquFqr3L"),
+    "rais": Paper(
+        "RAIS",
+        "Johnson and Guestrin 2018",
+        "https://proceedings.neurips.cc/paper/2018/hash/967990de5b3eac7b87d49a13c6834978-Abstract.html",
+    ),
+    "screen": Paper("Screening", "isbench's own method"),
 }
 
 
@@ -49,10 +65,6 @@ def _named(claims: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"text": name, **claim} for name, claim in claims.items()]
 
 
-def _joined(remarks: dict[str, str]) -> str:
-    return " ".join(remarks.values())
-
-
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Experiment:
     """A published table or figure.
@@ -65,7 +77,7 @@ class Experiment:
         claims: what the paper says; in the yaml by text, or by another name where two have the same `text`.
         figure: the function of isbench.report.drawings that draws it.
         needs: what a run needs beyond two cores and free data; empty if nothing.
-        remarks: where our setting differs from the paper's, in the yaml by topic.
+        remarks: where our setting differs from the paper's, by topic; one on `size` says that it is smaller.
     """
 
     id: str
@@ -75,7 +87,12 @@ class Experiment:
     claims: Annotated[tuple[Claim, ...], BeforeValidator(_named)] = ()
     figure: str = "curves"
     needs: str = ""
-    remarks: Annotated[str, BeforeValidator(_joined)] = ""
+    remarks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether networks, data or budget are smaller than the published ones."""
+        return "size" in self.remarks
 
     @model_validator(mode="after")
     def _has_one_primary_claim_and_one_target(self) -> Self:
@@ -131,3 +148,9 @@ def about(path: Path) -> dict[str, Any]:
     inherited = [about(Path(f"{config_folder()}{base}.yaml")) for base in bases]
     merged = OmegaConf.merge(*inherited, yaml.load(own, yaml.CSafeLoader) or {})
     return {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
+
+
+def target_of(grid: str) -> float | None:
+    """Return the test error to which a grid that is no published figure is compared, where its yaml says one."""
+    path = config_folder() / "experiment" / f"{grid}.yaml"
+    return about(path).get("target") if path.is_file() else None

@@ -3,10 +3,11 @@
 Curves are interpolated linearly between evaluations and never extrapolated. All methods are compared within one data
 set and model, paired by seed. A run that misses the target is counted, never dropped: its time is at least what it ran.
 Intervals are Student-t at 95 % over seeds, of ratios on their logs. Where a value is known by bounds alone, or a run
-diverged, they are those of the median, from ranks.
+diverged, they are those of the median, from ranks. Where no run had the machine to itself, seconds say nothing, and
+runs are compared at equal epochs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ import pandas as pd
 from scipy.special import bdtr, stdtr, stdtrit
 
 from isbench.recording.record import ENDED
-from isbench.report.load import Runs
+from isbench.report.load import AT, Runs
+from isbench.report.names import task, written
 
-AT_EQUAL_SECONDS = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
-OUTCOMES = ("faster", "slower", "no difference shown", "undecided", "not compared")
+AT_ONE_PLACE = ("test_error", "train_loss", "updates", "examples_trained", "examples_scored")
+OUTCOMES = ("faster", "slower", "inconclusive", "one seed", "not timed", "not run")
 
 
 class Interval(NamedTuple):
@@ -119,7 +121,7 @@ class Speedup(NamedTuple):
 
 def value_at(curve: pd.DataFrame, place: float, column: str, axis: str = "train_seconds") -> float:
     """Return `column` where `axis` is `place`, interpolated linearly; NaN before the first row or after the last."""
-    known = curve[[axis, column]].dropna()
+    known = curve.dropna(subset=[axis, column])
     if known.empty:
         return float("nan")
     return float(np.interp(place, known[axis], known[column], left=np.nan, right=np.nan))
@@ -191,43 +193,68 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
 
     `seconds` is what every finished run has reached. There, error, loss, `updates`, `examples_trained` and
     `examples_scored` are means over seeds. `seconds_to_target` is the median, which stays defined while fewer than half
-    of the runs miss. Runs that shared the machine with others are not counted: their seconds are not their own.
+    of the runs miss. Runs that shared the machine with others are not counted: their seconds are not their own. Where
+    all did, `epochs` stands in for `seconds`, which is NaN then, and nothing is said about speed.
+
+    Where settings were swept, an arm is compared with the baseline at its own settings; see `baselines`.
 
     Args:
         target: test error; None is the highest among the baseline's runs at equal seconds. Their mean would be missed
             by about half of them, and most speed-ups would have no interval.
     """
-    curves = {str(run_id): curve for run_id, curve in runs.rows.groupby("run_id")}
-    lines = []
-    for (dataset, model), comparison in runs.runs.groupby(["dataset", "model"]):
-        ended = comparison[comparison["status"].isin(ENDED) & comparison["alone"]]
-        seconds = float(ended.loc[ended["status"] == "finished", "seconds"].min())
-        found = [curves.get(run_id, runs.rows.iloc[:0]) for run_id in ended["run_id"]]
-        values = [[value_at(curve, seconds, column) for column in AT_EQUAL_SECONDS] for curve in found]
-        counted = ended.join(pd.DataFrame(values, index=ended.index, columns=list(AT_EQUAL_SECONDS), dtype=float))
-        is_baseline = counted["arm"] == baseline
-        goal = float(counted.loc[is_baseline, "test_error"].max()) if target is None else target
-        times = [
-            time_bounds(curve, "test_error", goal, "train_seconds", status == "diverged")
-            for curve, status in zip(found, ended["status"], strict=True)
-        ]
-        counted["time"] = pd.Series(times, ended.index, object)
-        for arm in sorted(comparison["arm"].unique(), key=lambda name: (name != baseline, name)):
-            statuses, mine = comparison.loc[comparison["arm"] == arm, "status"], counted[counted["arm"] == arm]
-            lines.append(
-                {
-                    "dataset": dataset,
-                    "model": model,
-                    "arm": arm,
-                    "baseline": baseline,
-                    "seconds": seconds,
-                    "target": goal,
-                    **_line(mine.set_index("seed"), counted[is_baseline].set_index("seed")),
-                    "diverged": int(statuses.eq("diverged").sum()),
-                    "not_counted": len(statuses) - len(mine),
-                }
-            )
+    lines: list[dict[str, Any]] = []
+    for _, group in runs.runs.groupby(["dataset", "model"]):
+        for reference, comparison in group.groupby(group["arm"].map(baselines(group["arm"], baseline))):
+            lines += _compare(comparison, runs.rows, str(reference), target)
     return pd.DataFrame(lines)
+
+
+def baselines(arms: Iterable[str], baseline: str) -> dict[str, str]:
+    """Return the arm that each is compared with: where settings were swept, the baseline at the same settings.
+
+    If only the baseline was run, all are compared with `baseline`, which may name settings too.
+    """
+    names = set(arms)
+    own = {arm: AT.join([baseline, *arm.split(AT)[1:]]) for arm in names}
+    return dict.fromkeys(names, baseline) if baseline in names or names <= set(own.values()) else own
+
+
+def _compare(
+    comparison: pd.DataFrame, rows: pd.DataFrame, baseline: str, target: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of `compare_arms` for each arm of runs that are compared with one baseline."""
+    ended = comparison[comparison["status"].isin(ENDED)]
+    finished = ended[ended["status"] == "finished"]
+    is_timed = finished.empty or bool(finished["alone"].any())
+    axis = "train_seconds" if is_timed else "epoch"
+    if is_timed:
+        ended, finished = ended[ended["alone"]], finished[finished["alone"]]
+    place = float(rows.groupby("run_id")[axis].max().reindex(finished["run_id"]).min())
+    found = [rows[rows["run_id"] == run_id] for run_id in ended["run_id"]]
+    values = [[value_at(curve, place, column, axis) for column in AT_ONE_PLACE] for curve in found]
+    counted = ended.join(pd.DataFrame(values, index=ended.index, columns=list(AT_ONE_PLACE), dtype=float))
+    is_baseline = counted["arm"] == baseline
+    goal = float(counted.loc[is_baseline, "test_error"].max()) if target is None else target
+    goal = goal if is_timed else float("nan")
+    times = [
+        time_bounds(curve, "test_error", goal, "train_seconds", status == "diverged")
+        for curve, status in zip(found, ended["status"], strict=True)
+    ]
+    counted["time"] = pd.Series(times, ended.index, object)
+    for arm in sorted(comparison["arm"].unique(), key=lambda name: (name != baseline, name)):
+        statuses, mine = comparison.loc[comparison["arm"] == arm, "status"], counted[counted["arm"] == arm]
+        yield {
+            "dataset": comparison["dataset"].iloc[0],
+            "model": comparison["model"].iloc[0],
+            "arm": arm,
+            "baseline": baseline,
+            "seconds": place if is_timed else float("nan"),
+            "target": goal,
+            **_line(mine.set_index("seed"), counted[is_baseline].set_index("seed")),
+            "diverged": int(statuses.eq("diverged").sum()),
+            "not_counted": len(statuses) - len(mine),
+            "epochs": float("nan") if is_timed else place,
+        }
 
 
 def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
@@ -251,76 +278,98 @@ def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
         "speedup_high": speedup.high,
         "speedup_n": speedup.n,
         "baseline_misses": speedup.baseline_misses,
-        **{column: float(mine[column].mean()) for column in AT_EQUAL_SECONDS[2:]},
+        **{column: float(mine[column].mean()) for column in AT_ONE_PLACE[2:]},
     }
 
 
 def outcome(row: pd.Series) -> str:
     """Return faster or slower where the interval of the speed-up excludes 1, else what is known instead."""
+    if not np.isnan(row["epochs"]) and not np.isnan(row["error_difference"]):
+        return "not timed"
     if not row["speedup_n"]:
-        return "not compared"
+        return "not run"
     if np.isnan(row["speedup_low"]):
-        return "undecided"
+        return "one seed" if row["speedup_n"] == 1 else "inconclusive"
     if row["speedup_low"] > 1:
         return "faster"
-    return "slower" if row["speedup_high"] < 1 else "no difference shown"
+    return "slower" if row["speedup_high"] < 1 else "inconclusive"
 
 
 def verdict(row: pd.Series) -> str:
     """Return one sentence on a row of `compare_arms`. It claims nothing that an interval does not show."""
-    name, baseline, n = row["arm"], row["baseline"], row["speedup_n"]
+    name, baseline, n = written(row["arm"]), written(row["baseline"]), row["speedup_n"]
     decided = outcome(row)
-    if decided == "not compared":
-        return f"{name}: not compared, no seed has runs of both this sampler and {baseline} that count."
-    if decided == "undecided":
-        return f"{name}: undecided, {_why_undecided(row)}."
+    if decided == "not run":
+        return f"{name}: not run, no seed has runs of both this sampler and {baseline} that count."
+    if decided == "not timed":
+        return f"{name}: not timed, its runs or those of {baseline} shared the machine{_error_shown(row)}."
+    if np.isnan(row["speedup_low"]):
+        return f"{name}: {decided}, {_why_undecided(row)}."
     interval = f"95 % interval {row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
     centre = "median speed-up unknown" if np.isnan(row["speedup"]) else f"speed-up {row['speedup']:.2f}"
     shown = f"{centre}, {interval}, n\u00a0=\u00a0{n}"
-    if decided == "no difference shown":
-        return f"{name}: no difference in speed from {baseline} is shown at this n ({shown})."
+    if decided == "inconclusive":
+        return f"{name}: inconclusive, neither clearly faster nor slower than {baseline} ({shown})."
     return f"{name}: {decided} than {baseline} to {row['target']:.2%} test error ({shown})."
 
 
 def _why_undecided(row: pd.Series) -> str:
-    baseline, n = row["baseline"], row["speedup_n"]
+    baseline, n = written(row["baseline"]), row["speedup_n"]
     if row["misses"] or row["baseline_misses"]:
         return (
-            f"a target of {row['target']:.2%} test error is missed in {row['misses']} of its runs and in "
-            f"{row['baseline_misses']} of {n} runs of {baseline}{_error_shown(row)}"
+            f"{row['misses']} of its {n} runs and {row['baseline_misses']} of {baseline}'s never reach "
+            f"{row['target']:.2%} test error{_error_shown(row)}"
         )
     return "one seed gives no interval" if n == 1 else "a run starts at the target, which leaves no ratio of seconds"
 
 
 def _error_shown(row: pd.Series) -> str:
     gap, half_width = row["error_difference"], row["error_difference_half_width"]
+    place = "at equal seconds" if np.isnan(row["epochs"]) else f"after {row['epochs']:.4g} epochs"
     if np.isnan(half_width):
         return ""
     if abs(gap) <= half_width:
-        return "; at equal seconds no difference in test error is shown"
-    return f"; at equal seconds its test error is {abs(gap) * 100:.2f} points {'lower' if gap < 0 else 'higher'}"
+        return f"; {place} the test errors do not clearly differ"
+    return f"; {place} its test error is {abs(gap) * 100:.2f} points {'lower' if gap < 0 else 'higher'}"
+
+
+def common_baseline(table: pd.DataFrame) -> str:
+    """Return what all of `compare_arms` is compared with; where settings were swept, without them."""
+    names = list(table["baseline"].unique())
+    return str(names[0]).partition(AT)[0] if len(names) > 1 else str(names[0])
 
 
 def headline(table: pd.DataFrame) -> str:
     """Return one sentence on all of `compare_arms`."""
     methods = table[table["arm"] != table["baseline"]]
-    baseline = table["baseline"].iloc[0]
-    if methods.empty or not methods["speedup_n"].any():
+    baseline = written(common_baseline(table))
+    outcomes = methods.apply(outcome, axis=1) if len(methods) else pd.Series(dtype=object)
+    if outcomes.eq("not run").all():
         return f"Nothing to compare yet: no seed has both a sampler and {baseline} finished."
-    outcomes = methods.apply(outcome, axis=1)
     settings = methods[["dataset", "model"]].drop_duplicates()
-    where, what = " with ".join(settings.iloc[0]), "samplers"
+    swept = methods["baseline"].nunique()
+    where, what = task(*settings.iloc[0]), "samplers"
     if len(settings) > 1:
         where, what = f"{len(settings)} pairs of data set and model", "comparisons"
+    elif swept > 1:
+        where, what = f"{where} at {swept} settings", "comparisons"
     counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
+    if counts["not timed"] == len(methods) - counts["not run"]:
+        gaps, half_widths = methods["error_difference"], methods["error_difference_half_width"]
+        lower, higher = int((gaps + half_widths < 0).sum()), int((gaps - half_widths > 0).sum())
+        return (
+            f"On {where}, the runs shared the machine, so that seconds are not compared; after equal epochs, "
+            f"{lower} of {len(methods)} {what} have a lower test error than {baseline}, and {higher} a higher one."
+        )
     if not counts["faster"]:
-        first = f"no sampler is shown to reach the target error in less time than {baseline}"
+        first = f"no sampler reaches the target error clearly sooner than {baseline}"
     else:
         best = methods[outcomes == "faster"].sort_values("speedup", ascending=False).iloc[0]
         first = (
-            f"{counts['faster']} of {len(methods)} {what} reach the target error in less time than {baseline}, "
-            f"{best['arm']} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
+            f"{counts['faster']} of {len(methods)} {what} reach the target error sooner than {baseline}, "
+            f"{written(best['arm'])} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
             f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
         )
-    others = [f"{counts[name]} {name.replace('no ', 'without a ')}" for name in OUTCOMES[1:] if counts[name]]
+    words = {"inconclusive": "inconclusive (neither clearly faster nor slower)"}
+    others = [f"{counts[name]} {words.get(name, name)}" for name in OUTCOMES[1:] if counts[name]]
     return f"On {where}, {first}" + (f"; {', '.join(others)}." if others else ".")

@@ -3,21 +3,28 @@
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from plotly.offline import get_plotlyjs
 
-from isbench.report.curves import EPOCHS, ERROR, LOSS, SECONDS, Comparison, Style, comparisons, interactive, styles
+from isbench.report.bars import bars
+from isbench.report.charts import chart_of
+from isbench.report.curves import Style, comparisons, styles
 from isbench.report.load import SETTINGS, Runs
-from isbench.report.measures import headline, verdict
-from isbench.report.tables import number, readable
+from isbench.report.measures import common_baseline, headline, verdict
+from isbench.report.methods import AXES
+from isbench.report.names import counted, written
+from isbench.report.tables import number, readable, setting_of, work
 from isbench.report.templates import render
 
 # Differences in these make seconds incomparable, or the comparison one of more than samplers.
 MUST_AGREE = (*SETTINGS, "checksum", "cpu", "gpu", "torch", "torch_threads", "git_commit")
 LABELS = {"git_commit": "commit", "torch_threads": "threads", "checksum": "data checksum"}
 TRIVIAL = {"label_smoothing": "0", "clip_norm": "none", "slots": "none"}
-AXES = ({"name": "seconds", **SECONDS._asdict()}, {"name": "epochs", **EPOCHS._asdict()})
+TONES = {  # how the style sheet colours a verdict or a status
+    **dict.fromkeys(("faster", "finished"), "good"),
+    **dict.fromkeys(("slower", "diverged", "failed"), "bad"),
+    **dict.fromkeys(("skipped", "interrupted", "unfinished"), "between"),
+}
+WIDEST = 20.0  # the factor to which the bars of speed-ups reach at most
 
 
 def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
@@ -25,18 +32,22 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
     style_of = styles(runs.runs["arm"])
     curves = {(each.dataset, each.model): each for each in comparisons(runs)}
     parts: list[dict[str, Any]] = []
-    for (dataset, model), part in table.groupby(["dataset", "model"]):
-        mine = runs.runs[(runs.runs["dataset"] == dataset) & (runs.runs["model"] == model)]
+    for (dataset, model, baseline), part in table.groupby(["dataset", "model", "baseline"]):
+        mine = runs.runs[
+            runs.runs["dataset"].eq(str(dataset)) & runs.runs["model"].eq(model) & runs.runs["arm"].isin(part["arm"])
+        ]
         comparison = curves.get((str(dataset), str(model)))
-        seconds, target = part["seconds"].iloc[0], part["target"].iloc[0]
+        comparison = comparison and comparison.of(part["arm"], str(baseline))
+        seconds, epochs, target = (part[name].iloc[0] for name in ("seconds", "epochs", "target"))
         parts.append(
             {
-                "title": f"{dataset} \N{MIDDLE DOT} {model}",
+                "title": setting_of(part),
                 "seconds": "" if math.isnan(seconds) else number(seconds),
+                "epochs": "" if math.isnan(epochs) else number(epochs),
                 "target": "" if math.isnan(target) else f"{target:.2%}",
                 "disagreements": disagreements(mine),
                 "arms": _arms(part, style_of),
-                "curves": comparison and _curves(comparison, style_of, len(parts)),
+                "chart": comparison and chart_of(comparison, style_of),
                 "settings": _settings(mine),
             }
         )
@@ -44,11 +55,13 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
     return render(
         "page.html",
         title=title,
-        plotly=get_plotlyjs(),
         headline=headline(table),
+        work=work(table),
         notices=runs.notices,
-        baseline=table["baseline"].iloc[0],
+        baseline=written(common_baseline(table)),
         axes=AXES,
+        first_axis=AXES[0] if table["epochs"].isna().any() else AXES[-1],
+        tones=TONES,
         parts=parts,
         counts=", ".join(f"{count} {status}" for status, count in counts.items()),
         runs=_runs(runs.runs),
@@ -64,7 +77,7 @@ def disagreements(runs: pd.DataFrame) -> list[str]:
         if len(values) > 1:
             found.append(f"The runs do not share one {_label(key)}: {'; '.join(values)}.")
     if not started["alone"].all():
-        found.append(f"{(~started['alone']).sum()} runs shared the machine with others: their seconds are left out.")
+        found.append(f"{counted((~started['alone']).sum(), 'run')} shared the machine: their seconds are left out.")
     units = set(started["budget_unit"]) - {"seconds", ""}
     if units:
         found.append(
@@ -80,44 +93,22 @@ def _label(key: str) -> str:
 
 def _arms(part: pd.DataFrame, style_of: dict[str, Style]) -> list[dict]:
     """Return the rows of the tables of one setting: the cells, how the arm is drawn, and the verdict in words."""
+    columns = {"speedup": "value", "speedup_low": "low", "speedup_high": "high"}
+    places = part[list(columns)].rename(columns=columns).where(part["arm"] != part["baseline"])
+    known = [{**row, "neutral": 1.0} for row in places.to_dict("records")]
     return [
         {
             **cells,
+            "name": written(row["arm"]),
             "style": style_of[row["arm"]],
             "is_baseline": row["arm"] == row["baseline"],
-            "interval": places,
-            "sentence": verdict(row).removeprefix(f"{row['arm']}: "),
+            "bar": bar,
+            "sentence": verdict(row).partition(": ")[2],
         }
-        for cells, (_, row), places in zip(
-            readable(part).to_dict("records"), part.iterrows(), _places(part), strict=True
+        for cells, (_, row), bar in zip(
+            readable(part).to_dict("records"), part.iterrows(), bars(known, True, WIDEST), strict=True
         )
     ]
-
-
-def _places(part: pd.DataFrame) -> list[dict | None]:
-    """Return low, mean and high of every speed-up on one logarithmic scale from -1 to 1, with a ratio of 1 at 0."""
-    columns = {"speedup_low": "low", "speedup": "mean", "speedup_high": "high"}
-    with np.errstate(divide="ignore"):
-        logs = part[list(columns)].rename(columns=columns).transform(np.log)
-    bounds = logs[["low", "high"]].to_numpy()
-    widest = np.abs(bounds[np.isfinite(bounds)]).max(initial=0.0)
-    # At least a factor of 1.25, lest noise look large; at most one of 20, lest a wild interval hide the others.
-    places = (logs / np.clip(1.1 * widest, np.log(1.25), np.log(20))).clip(-1, 1)
-    has_interval = part["speedup_low"].notna() & (part["arm"] != part["baseline"])
-    return [row if known else None for row, known in zip(places.to_dict("records"), has_interval, strict=True)]
-
-
-def _curves(comparison: Comparison, style_of: dict[str, Style], place: int) -> dict[str, Any]:
-    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-    return {
-        "arms": [(arm, style_of[arm]) for arm in comparison.arms],
-        "plots": [
-            interactive(comparison, quantity, style_of).to_html(
-                full_html=False, include_plotlyjs=False, div_id=f"{quantity.column}-{place}", config=config
-            )
-            for quantity in (ERROR, LOSS)
-        ],
-    }
 
 
 def _settings(runs: pd.DataFrame) -> dict[str, str]:

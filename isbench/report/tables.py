@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from isbench.recording.record import ENDED
-from isbench.report.load import Runs
+from isbench.report.load import AT, Runs
 from isbench.report.measures import outcome, t_interval
+from isbench.report.names import task, written
 
 MINUS, TIMES, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 
@@ -17,7 +18,7 @@ def number(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return DASH
     if math.isinf(value):
-        return "\N{INFINITY}"
+        return f"{MINUS if value < 0 else ''}\N{INFINITY}"
     decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
@@ -64,9 +65,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         is_baseline = row["arm"] == row["baseline"]
         rows.append(
             {
-                "data set": row["dataset"],
-                "model": row["model"],
-                "sampler": row["arm"],
+                "data set": written(row["dataset"]),
+                "model": written(row["model"]),
+                "sampler": written(row["arm"]),
                 "n": str(row["n"]),
                 "speed-up": speedup(row),
                 "verdict": "baseline" if is_baseline else outcome(row),
@@ -87,16 +88,37 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def comparison_markdown(table: pd.DataFrame) -> str:
     """Return the table for a README, with the line that says how to read it."""
     text = markdown(readable(table))
-    notes = [
-        f"{dataset}, {model}: at {number(part['seconds'].iloc[0])} s of training; target "
-        + ("none" if math.isnan(goal := part["target"].iloc[0]) else f"{goal:.2%} test error")
-        for (dataset, model), part in table.groupby(["dataset", "model"])
-    ]
+    notes = [f"{setting_of(part)}: {place_of(part)}" for _, part in table.groupby(["dataset", "model", "baseline"])]
     reading = (
         f"Mean {PLUS_MINUS} half-width of the 95 % t interval over n seeds; speed-up: geometric mean over paired "
         "seeds, or, where one misses the target, their median."
     )
     return f"{text}\n\n{reading}\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def work(table: pd.DataFrame) -> str:
+    """Say how many updates each method made in the same seconds; nothing where `compare_arms` compares no seconds."""
+    timed = table[table["seconds"].notna() & table["n"].gt(0)]
+    said = []
+    for _, part in timed.groupby(["dataset", "model", "baseline"], sort=False):
+        counts = ", ".join(f"{count(row['updates'])} {written(row['arm'])}" for _, row in part.iterrows())
+        said.append(f"Updates in the same {number(part['seconds'].iloc[0])} s on {setting_of(part)}: {counts}.")
+    return " ".join(said)
+
+
+def setting_of(part: pd.DataFrame) -> str:
+    """Name what rows of `compare_arms` with one baseline have in common."""
+    swept = {arm.partition(AT)[2] for arm in part["arm"]}
+    return ", ".join([task(*part[["dataset", "model"]].iloc[0]), *(swept - {""} if len(swept) == 1 else [])])
+
+
+def place_of(part: pd.DataFrame) -> str:
+    """Say where rows of `compare_arms` with one baseline are compared."""
+    first = part.iloc[0]
+    if not math.isnan(first["epochs"]):
+        return f"after {number(first['epochs'])} epochs; the runs shared the machine, so that seconds are not compared"
+    goal = "none" if math.isnan(first["target"]) else f"{first['target']:.2%} test error"
+    return f"at {number(first['seconds'])} s of training; target {goal}"
 
 
 def clocks(runs: Runs) -> dict[str, str]:
@@ -132,7 +154,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
             {
                 "data set": dataset,
                 "model": model,
-                "arm": arm,
+                "variant": arm,
                 "n": str(len(ends)),
                 "test error (%)": _mean(100 * ends["test_error"], diverged),
                 "test loss": _mean(ends["test_loss"], diverged),
@@ -142,7 +164,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
                 "epochs": number(ends["epoch"].mean()),
                 "epochs equivalent": _mean(equivalent.loc[finished]),
                 "examples scored": count(ends["examples_scored"].mean()),
-                "seconds": _mean(alone) + (" (not one clock)" if arm in mixed else ""),
+                "seconds": _mean(alone) + (" (not comparable)" if arm in mixed else ""),
                 "diverged": str(diverged),
                 "not finished": str(len(part) - len(finished) - diverged),
             }

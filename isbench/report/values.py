@@ -14,6 +14,7 @@ from isbench.files import RUNS
 from isbench.report.claims import QUANTITIES, measure
 from isbench.report.inventory import experiments
 from isbench.report.load import read_results
+from isbench.terminal import outlive_terminal
 
 
 def values(ids: list[str], results: Path = Path("results")) -> pd.DataFrame:
@@ -32,4 +33,5 @@ def values(ids: list[str], results: Path = Path("results")) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
+    outlive_terminal()
     print(values(sys.argv[1:]).to_csv(index=False, float_format="%.6g"), end="")

@@ -109,59 +109,66 @@ RULES: tuple[Rule, ...] = (
     Rule("one seed", "one seed has no interval", lambda e: e.n == 1),
     Rule(
         "reproduced",
-        "excludes no effect, and holds the published size, a part of its margin, or a size that counts",
+        "the interval lies on the claimed side of no effect and reaches the claimed size",
         lambda e: e.low > 0 and not e.is_beside,
         EFFECT,
     ),
     Rule(
         "smaller",
-        "excludes no effect, and lies between it and what the claim allows",
+        "the interval lies on the claimed side of no effect, below the claimed size",
         lambda e: e.low > 0 and e.is_below,
         EFFECT,
     ),
-    Rule("larger", "lies beyond what the claim allows", lambda e: e.low > 0 and e.is_above, EFFECT),
-    Rule("opposite", "excludes no effect, on the other side", lambda e: e.high < 0, EFFECT),
+    Rule("larger", "the interval lies beyond the claimed size", lambda e: e.low > 0 and e.is_above, EFFECT),
+    Rule(
+        "opposite", "the interval lies on the other side of no effect: worse, not better", lambda e: e.high < 0, EFFECT
+    ),
     Rule(
         "refuted",
-        "holds no effect, and excludes what the claim allows",
+        "the interval holds no effect and excludes the claimed size",
         lambda e: e.holds_no_effect and e.is_beside,
         EFFECT,
     ),
     Rule(
         "inconclusive",
-        "holds both no effect and what the claim allows, or the seeds carry no 95 % interval",
+        "the interval holds both no effect and the claimed size, or the seeds are too few for one",
         lambda e: e.holds_no_effect and not e.is_beside,
         EFFECT,
     ),
-    Rule("reproduced", "lies within the range", lambda e: e.is_within, RANGE),
-    Rule("refuted", "lies outside the range", lambda e: e.is_beside, RANGE),
+    Rule("reproduced", "the interval lies within the range", lambda e: e.is_within, RANGE),
+    Rule("refuted", "the interval lies outside the range", lambda e: e.is_beside, RANGE),
     Rule(
         "inconclusive",
-        "lies partly within the range, partly outside",
+        "the interval lies partly within the range, partly outside",
         lambda e: not e.is_within and not e.is_beside,
         RANGE,
     ),
     Rule(
         "reproduced",
-        "holds the published number or lies within its margin, and is no wider than the margin is to both sides",
+        "the interval holds the published number or lies within its margin, and is no wider than the margin",
         lambda e: e.is_precise,
         NUMBER,
     ),
-    Rule("smaller", "lies below the margin", lambda e: e.is_below, NUMBER),
-    Rule("larger", "lies above the margin", lambda e: e.is_above, NUMBER),
+    Rule("smaller", "the interval lies below the margin", lambda e: e.is_below, NUMBER),
+    Rule("larger", "the interval lies above the margin", lambda e: e.is_above, NUMBER),
     Rule(
         "inconclusive",
-        "is wider than the margin, or reaches into it without the published number",
+        "the interval is wider than the margin, or reaches into it without the published number",
         lambda e: not e.is_beside and not e.is_precise,
         NUMBER,
     ),
-    Rule("descriptive", "there is nothing to hold it against: the claim says why", lambda e: True, NOTHING),
+    Rule("descriptive", "no number is published to compare with, or evaluations are too few", lambda e: True, NOTHING),
 )
 
 
+def decisive(evidence: Evidence) -> Rule:
+    """Return the first rule that applies."""
+    return next(rule for rule in RULES if rule.decides(evidence))
+
+
 def judge(evidence: Evidence) -> str:
-    """Return the name of the first rule that applies."""
-    return next(rule.name for rule in RULES if rule.decides(evidence))
+    """Return its name, the verdict."""
+    return decisive(evidence).name
 
 
 JUDGED = {rule.name for rule in RULES if rule.about in (EFFECT, RANGE, NUMBER)}

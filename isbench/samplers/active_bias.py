@@ -58,7 +58,7 @@ class ActiveBias(EpochSampler):
     Estimator: biased (towards high q)
     Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) and a sort of the share drawn per pass; a sort of b per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     observes = ("true_class_probability",)

@@ -59,6 +59,10 @@ class Basis:
         """Return the share of the budget that is spent, from 0 to about 1."""
         raise NotImplementedError
 
+    def data_checksum(self) -> str | None:
+        """Return the checksum of the data set, None in a loop of one's own, where nobody knows it."""
+        return None
+
     def uniform(self, k: int) -> Tensor:
         """Return k indices drawn independently and uniformly, (k,)."""
         return torch.randint(self.num_examples, (k,), device=self.device, generator=self._order_stream)

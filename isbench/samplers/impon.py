@@ -35,9 +35,10 @@ class Impon(Sampler):
     Estimator: biased (towards high predicted loss; with `lowest` towards low)
     Memory: 0 bytes per example; inputs=features: 4 D bytes for D features
     Cost: fetching a bank, and a product of it with a vector, per draw; a regression step per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
+    without = {"features": "inputs='raw'", "num_features": "inputs='raw'"}
     theta: Tensor
     cache: Tensor
     regression_error: Tensor
@@ -58,6 +59,7 @@ class Impon(Sampler):
         self.lowest = lowest
         self.fit_level = fit_level
         self.observes = ("loss", "weight_norm", "features") if inputs == "features" else ("loss", "weight_norm")
+        self.asks = ("num_features",) if inputs == "features" else ("input_shape",)
 
     def allocate(self) -> None:
         self.check_pool(self.bank_size, "bank_size")

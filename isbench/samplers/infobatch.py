@@ -31,7 +31,7 @@ class InfoBatch(EpochSampler):
     Estimator: unbiased (sum over a pass, given the scores at its start)
     Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) per pass; a sort of b per update
-    Host reads: 1 per pass (its length)
+    GPU-CPU syncs: 1 per pass (its length)
     """
 
     observes = ("loss",)

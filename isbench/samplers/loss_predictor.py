@@ -65,7 +65,7 @@ class LossPredictor(Sampler):
     Estimator: biased (towards large losses; unbiased with exponent=1)
     Memory: 48 bytes per example
     Cost: the predictor's forward pass over B histories per draw, and a step of it per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     CAPACITY = 10

@@ -46,7 +46,7 @@ class OnlineBatchSelection(Sampler):
     Estimator: biased (towards examples with a high loss; no weights, as in the paper)
     Memory: 20 bytes per example, the order of the pass included
     Cost: O(1) per draw; a sort of N every sort_every updates; N forward passes every `recompute` passes
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     observes = ("loss",)

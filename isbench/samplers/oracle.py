@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isbench.errors import Incompatible
 from isbench.samplers.base import Sampler, categorical
-from isbench.signals import FULL_GRADIENT
+from isbench.signals import FULL_GRADIENT, joint_norm
 from isbench.types import Draw
 
 
@@ -48,9 +48,10 @@ class Oracle(Sampler):
     Estimator: unbiased
     Memory: 4 bytes per example
     Cost: every `refresh_every` updates, a gradient per training example and a backward pass over the set; O(N) per draw
-    Host reads: 1 per update (the gain; none without)
+    GPU-CPU syncs: 1 per update (the gain; none without)
     """
 
+    without = {"mean_gradient": "gain=False", "parameters": "gain=False"}
     norms: Tensor
     ratio: Tensor
 
@@ -94,7 +95,4 @@ class Oracle(Sampler):
             return
         mean = workspace.mean_gradient()
         objective = torch._foreach_add(mean, workspace.parameters(), alpha=self.weight_decay)
-        mean_norm, objective_norm = (
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient))) for gradient in (mean, objective)
-        )
-        self.ratio.copy_(gain_ratio(self.norms, mean_norm, objective_norm, workspace.batch_size))
+        self.ratio.copy_(gain_ratio(self.norms, joint_norm(mean), joint_norm(objective), workspace.batch_size))

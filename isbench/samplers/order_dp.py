@@ -28,7 +28,7 @@ class OrderDP(EpochSampler):
     Estimator: biased (towards high losses; unbiased for a weighted loss of the authors' own)
     Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) per pass; a sort of b per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     observes = ("loss",)

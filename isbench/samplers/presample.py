@@ -110,8 +110,10 @@ class Presample(GatedPresample):
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: an extra forward pass over the pool once presampling starts; for exact gradient norms, a backward pass too
-    Host reads: 1 per update (whether to presample), without stalling the GPU
+    GPU-CPU syncs: 1 per update (whether to presample), without stalling the GPU
     """
+
+    without = {"seconds": "gate='published'"}
 
     def __init__(
         self,
@@ -167,7 +169,7 @@ class ConstantTime(GatedPresample):
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: as much as a uniform update, and on a GPU a little time for new batch sizes
-    Host reads: 1 per update (whether to presample), without stalling the GPU
+    GPU-CPU syncs: 1 per update (whether to presample), without stalling the GPU
     """
 
     LEAST_TRAINED = 0.2  # of b
@@ -199,7 +201,7 @@ class ConstantVariance(GatedPresample):
     Estimator: unbiased
     Memory: 0 bytes per example
     Cost: an extra forward pass of b once presampling starts
-    Host reads: 1 per update (whether to presample), without stalling the GPU
+    GPU-CPU syncs: 1 per update (whether to presample), without stalling the GPU
     """
 
     def __init__(

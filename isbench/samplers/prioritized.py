@@ -36,7 +36,7 @@ class Prioritized(Sampler):
     Estimator: biased (beta < 1: towards high scores; normalize: by a random factor of at most 1), else unbiased
     Memory: 16.5 bytes per example
     Cost: O(log N) per draw and per new score
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     queue: Tensor  # (N,) examples in the order in which they are first seen

@@ -71,10 +71,15 @@ class RAIS(Sampler):
     Estimator: unbiased (of the examples in their stored views), outliers aside
     Memory: 133 bytes per example on the host; where offsets are a feature, 4 more, and a view on the device
     Cost: O(log N) per draw; a convex fit and O(N) predictions every ceil(|D| / b) updates
-    Host reads: 9 per update, of small tensors (3 for the draw, 6 after the backward pass)
+    GPU-CPU syncs: 9 per update, of small tensors (3 for the draw, 6 after the backward pass)
     """
 
     moves_to_device = False
+    without = {
+        "gradient_norm": "gain=False",
+        "gradient_product": "gain=False",
+        "weighted_norm": "weighted_norm=False",
+    }
     examples: Tensor
     next_views: Tensor
     rows: Tensor

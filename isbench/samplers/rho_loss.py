@@ -5,6 +5,7 @@ Algorithm 1, the variant without holdout data. `python -m isbench.studies.irredu
 irreducible losses, outside the clock as in the paper.
 """
 
+import logging
 import pickle
 
 import torch
@@ -14,6 +15,9 @@ from isbench.errors import ConfigError
 from isbench.samplers.base import Sampler
 from isbench.types import Draw
 
+log = logging.getLogger("isbench")
+LOSSES, CHECKSUM = "irreducible_loss", "data_checksum"  # what a file of them holds
+
 
 class RhoLoss(Sampler):
     """Train on the b examples of a pool with the highest reducible loss: loss minus irreducible loss.
@@ -21,13 +25,14 @@ class RhoLoss(Sampler):
     Pools come from shuffled passes and are scored in evaluation mode, on the views that are trained on.
 
     Args:
-        table: file with a tensor (N,) of irreducible losses. null is zero: the paper's "train loss" baseline.
+        table: file of the irreducible losses (N,), which says of which data set they are, as the study writes it; or
+            with a tensor (N,) alone. null is zero: the paper's "train loss" baseline.
         pool_size: n_B; null is 10 b, as in the paper.
 
     Estimator: biased (towards high reducible loss)
     Memory: 12 bytes per example, the order of the pass included
     Cost: a forward pass over the pool per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     asks = ("score",)
@@ -42,7 +47,8 @@ class RhoLoss(Sampler):
         n, b = self.workspace.num_examples, self.workspace.batch_size
         self._size = 10 * b if self.pool_size is None else self.pool_size
         self.check_pool(self._size)
-        self.register_buffer("irreducible", torch.zeros(n) if self.table is None else read_table(self.table, n))
+        table = torch.zeros(n) if self.table is None else read_table(self.table, n, self.workspace.data_checksum())
+        self.register_buffer("irreducible", table)
 
     def draw(self) -> Draw:
         workspace = self.workspace
@@ -55,11 +61,14 @@ class RhoLoss(Sampler):
         return {"irreducible_loss": float(self.irreducible.mean())}
 
 
-def read_table(path: str, num_examples: int) -> Tensor:
+def read_table(path: str, num_examples: int, data_checksum: str | None = None) -> Tensor:
     """Return the irreducible losses (N,) saved in a file.
 
+    Args:
+        data_checksum: of the data set that they must be of, where both sides know it.
+
     Raises:
-        ConfigError: a file that cannot be read, or that is not of N finite numbers.
+        ConfigError: a file that cannot be read, that is not of N finite numbers, or of another data set.
     """
     try:
         table = torch.load(path, map_location="cpu", weights_only=True)
@@ -69,6 +78,9 @@ def read_table(path: str, num_examples: int) -> Tensor:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
         raise ConfigError(f"sampler.table={path}: not a file that torch.load can read") from None
+    made_of = None
+    if isinstance(table, dict) and table.keys() == {LOSSES, CHECKSUM}:
+        table, made_of = table[LOSSES], table[CHECKSUM]
     if not isinstance(table, Tensor) or table.shape != (num_examples,):
         kind = f"a tensor of shape {tuple(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
         raise ConfigError(f"sampler.table={path}: holds {kind}; the training set needs shape ({num_examples},)")
@@ -78,4 +90,11 @@ def read_table(path: str, num_examples: int) -> Tensor:
         )
     if not table.isfinite().all():
         raise ConfigError(f"sampler.table={path}: holds values that are not finite")
+    if made_of is None:
+        log.warning("sampler.table=%s does not say which data set it is of: that is not checked", path)
+    elif data_checksum not in (None, made_of):
+        raise ConfigError(
+            f"sampler.table={path}: made of another data set (checksum {made_of}, this one's is {data_checksum}); "
+            "make it again with python -m isbench.studies.irreducible_loss"
+        )
     return table.float()

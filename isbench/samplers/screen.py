@@ -26,8 +26,9 @@ class Screen(EpochSampler):
 
     The proxy sees each image un-augmented (or in its stored view), averaged down to at most 16 x 16. One pass of it
     serves `look_every` updates: it scores a pool for each, and its backward pass takes one step of Adam on all of them.
-    Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Batches are uniform
-    before `start` and from `stop` of the budget on. Pools come from shuffled passes.
+    Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Pools come from
+    shuffled passes. Batches are uniform at both ends of the budget, while the proxy knows too little, and once the data
+    have been seen so often that choosing among them would repeat a few.
 
     Args:
         pool_ratio: B / b, the size of a pool over that of a batch.
@@ -40,16 +41,16 @@ class Screen(EpochSampler):
         look_every: updates that one pass of the proxy decides on.
         start: share of the budget before which batches are uniform; the proxy learns all the same.
         stop: share of the budget from which batches are uniform.
-        max_error: share of candidates that the proxy gets wrong from which batches are uniform.
-        max_passes: passes over the training set from which batches are uniform.
+        max_error: share of candidates that the proxy gets wrong above which batches are uniform.
+        max_passes: passes over the training set, trained on, from which batches are uniform.
 
     Estimator: biased (towards uncertain examples; unbiased with beta=1)
     Memory: 8 bytes per example, the order of the pass, and 2 per number of the small image
     Cost: a pass of the proxy over the pool; before the first batch, a look at the whole training set
-    Host reads: 0 per update
+    GPU-CPU syncs: 1 per update at most (one per look, of the error), without stalling the GPU
     """
 
-    asks = ("plain", "targets")
+    asks = ("plain", "input_shape", "targets")
     remembers = (*EpochSampler.remembers, "_error")
     weights: Tensor  # (b,), of a selected batch
 
@@ -108,10 +109,11 @@ class Screen(EpochSampler):
 
     def plan(self) -> tuple[Tensor, Tensor]:
         """Return the examples of the next `look_every` batches, one batch after the other, and their weights."""
-        spent = self.workspace.fraction()
-        passes = self.workspace.progress.updates * self.workspace.batch_size / self.workspace.num_examples
+        workspace = self.workspace
+        spent = workspace.fraction()
+        passes = workspace.progress.updates * workspace.batch_size / workspace.num_examples
         learns = spent < self.stop and passes < self.max_passes
-        self.acts = learns and spent >= self.start and self._error.value() < self.max_error
+        self.acts = learns and spent >= self.start and self._error.value() <= self.max_error
         if self.acts:
             pools = self._pools()
             certainty = self._look(pools)
@@ -119,7 +121,7 @@ class Screen(EpochSampler):
             # A proxy that is no longer finite must not go unnoticed.
             weights = torch.add(self.weights, certainty.amin(1, keepdim=True), alpha=0)
             return chosen.flatten(), weights.flatten()
-        indices = self.workspace.candidates(self.look_every * self.workspace.batch_size)
+        indices = workspace.candidates(self.look_every * workspace.batch_size)
         if learns:
             self._look(indices)
         return indices, torch.ones(len(indices), device=indices.device)

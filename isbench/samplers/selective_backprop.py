@@ -41,7 +41,7 @@ class SelectiveBackprop(Sampler):
     Estimator: biased (towards examples with a high loss)
     Memory: 8 bytes per example, the order of the pass, and 4 more if staleness > 1; up to b + pool_size queued inputs
     Cost: about beta + 1 forward passes per trained example (divided by staleness); a sort of R losses per pool
-    Host reads: 1 per pool (how many were selected)
+    GPU-CPU syncs: 1 per pool (how many were selected)
     """
 
     asks = ("score",)

@@ -32,7 +32,7 @@ class SGDS(EpochSampler):
     Estimator: biased (towards examples with a high loss)
     Memory: 24 bytes per example, the order of the pass included
     Cost: O(N log N) per pass (a sort of the kept losses); a sort of b per update
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     observes = ("loss",)

@@ -28,7 +28,7 @@ class SumTree(nn.Module):
     An item of zero weight is never drawn while the total is positive and finite; otherwise the items drawn are
     arbitrary, but valid.
 
-    Memory: 8.5 bytes per weight. Cost: O(log N) per item drawn or updated. Host reads: none.
+    Memory: 8.5 bytes per weight. Cost: O(log N) per item drawn or updated. GPU-CPU syncs: none.
     """
 
     nodes: Tensor  # (sets, size): the leaves, then each level above in rows of 16 filled up with zeros, then the total

@@ -16,7 +16,7 @@ class Uniform(Sampler):
     Estimator: unbiased
     Memory: 8 bytes per example, the order of the pass; none with replacement
     Cost: one shuffle per pass
-    Host reads: 0 per update
+    GPU-CPU syncs: 0 per update
     """
 
     ones: Tensor

@@ -57,6 +57,9 @@ class Workspace(Basis):
     def fraction(self) -> float:
         return self._budget.fraction(self.progress)
 
+    def data_checksum(self) -> str:
+        return self._dataset.checksum()
+
     def draw_views(self, k: int) -> Tensor:
         return self._dataset.draw_views(k, self._streams.augmentation)
 

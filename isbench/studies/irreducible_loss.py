@@ -9,6 +9,7 @@ paper's choice of checkpoint). The settings come from a recorded run:
     python -m isbench sampler=rho_loss sampler.table=table.pt dataset=mnist5k model=lenet
 """
 
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from isbench.build import build, resolve_device
+from isbench.build import build, load_source, resolve_device
 from isbench.config import RunConfig, default_data_dir
 from isbench.errors import Diverged, Incompatible, UserError
+from isbench.files import write_whole
 from isbench.loop import train
 from isbench.recording.record import read_rows
 from isbench.samplers.base import EpochSampler
+from isbench.samplers.rho_loss import CHECKSUM, LOSSES
+from isbench.terminal import outlive_terminal
 from isbench.training.budget import Boundaries
 from isbench.training.clock import Clock
 from isbench.training.process import apply_numerics
@@ -85,22 +89,40 @@ def irreducible_loss(config: RunConfig) -> Tensor:
     return table
 
 
+def check_new(path: Path) -> None:
+    """Check that a file can be written, before anything is computed for it.
+
+    Raises:
+        SystemExit: it cannot, or something is there already.
+    """
+    try:
+        if path.exists() or path.is_symlink():
+            kind = "is a folder" if path.is_dir() else "is there already"
+            sys.exit(f"isbench: {path}: {kind}; name a new file")
+        write_whole(path)
+        path.unlink()
+    except OSError as error:
+        sys.exit(f"isbench: {path}: cannot be written: {error.strerror}")
+
+
 def main(arguments: list[str]) -> None:
     """Write the table for a recorded run."""
     if len(arguments) != 2:
         sys.exit("usage: python -m isbench.studies.irreducible_loss RECORD TABLE (a record.jsonl; a new file)")
+    outlive_terminal()
     record, path = Path(arguments[0]), Path(arguments[1])
     starts = [row for row in read_rows(record) if row["kind"] == "start"]
     if not starts:
         sys.exit(f"isbench: {record}: no run is recorded there; name the record.jsonl in its folder")
-    if not path.parent.is_dir():
-        sys.exit(f"isbench: {path}: there is no folder {path.parent}")
+    check_new(path)
     config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"] | {"data_dir": default_data_dir()})
     numerics = config.numerics
     apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
     try:
         table = irreducible_loss(config)
-        torch.save(table, path)
+        content = io.BytesIO()
+        torch.save({LOSSES: table, CHECKSUM: load_source(config.dataset, config.data_dir).checksum()}, content)
+        write_whole(path, content.getvalue())
     except (UserError, Diverged, OSError) as error:
         sys.exit(f"isbench: {error}")
     print(f"{path}: {len(table)} irreducible losses, mean {table.mean():.4f}")

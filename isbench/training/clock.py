@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from isbench.training.device_load import CoreWait
 from isbench.training.ranks import LateMaximum, Ranks
 
 
@@ -17,6 +18,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.elapsed = 0.0  # seconds up to the last stop
+        self.core_wait = CoreWait()  # while this clock ran
         self.started_at: float | None = None
 
     def now(self) -> float:
@@ -31,6 +33,7 @@ class Clock:
         return self.elapsed if self.started_at is None else self.elapsed + self.now() - self.started_at
 
     def start(self) -> None:
+        self.core_wait.start()
         self.synchronise()
         self.started_at = self.now()
 
@@ -38,6 +41,7 @@ class Clock:
         self.synchronise()
         self.elapsed = self.seconds()
         self.started_at = None
+        self.core_wait.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -87,3 +91,4 @@ class SharedClock(WallClock):
         self.synchronise()
         self.elapsed = self.ranks.largest(super().seconds())
         self.started_at = None
+        self.core_wait.stop()

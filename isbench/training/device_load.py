@@ -1,9 +1,12 @@
-"""Counts the runs that train on a device at once. They disturb each other's seconds, so records give their number.
+"""How much else is at work on the device: other runs, and programs that take the cores. Both spoil a run's seconds.
 
 Every device has a folder, and every run at work holds a locked file in it. The system releases the lock when the
 process ends, however it ends. A run that arrives counts the locked files and writes the count to each of them. So every
 run reads from its own file how many have shared the device, at no cost to the clock. The count is the size of the file,
 since a size changes in one step.
+
+Of programs that are no runs Linux tells one thing: for how long each thread was ready to compute and had no core. A
+process's seconds on a core alone would not do, for a thread that waits for another takes none either.
 """
 
 import os
@@ -44,3 +47,33 @@ def counted(folder: Path) -> Iterator[Callable[[], int]]:
             yield lambda: os.fstat(own.fileno()).st_size
         finally:
             path.unlink(missing_ok=True)
+
+
+class CoreWait:
+    """The seconds for which a thread of this process was ready and had no core, of the thread that waited most.
+
+    Attributes:
+        seconds: between all calls of `start` and the `stop` after each; NaN where the system does not tell.
+    """
+
+    def __init__(self) -> None:
+        self._waited: dict[str, float] = {}
+        self._at_start: dict[str, float] = {}
+        self.seconds = 0.0 if waits() else float("nan")
+
+    def start(self) -> None:
+        self._at_start = waits()
+
+    def stop(self) -> None:
+        for thread, seconds in waits().items():
+            self._waited[thread] = self._waited.get(thread, 0.0) + seconds - self._at_start.get(thread, 0.0)
+        self.seconds = max(self._waited.values(), default=float("nan"))
+
+
+def waits() -> dict[str, float]:
+    """Return for each thread of this process the seconds that it has waited for a core; none where that is unknown."""
+    found = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):  # a thread that has just ended, or another system
+            found[path.parent.name] = int(path.read_text().split()[1]) / 1e9
+    return found

@@ -6,10 +6,13 @@ divide the costly work: each fetches its own part of every batch and pool, and p
 DistributedDataParallel averages the gradients.
 """
 
+import inspect
+import logging
 import os
 from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from threading import Timer
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +22,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isbench.errors import ConfigError
 from isbench.models.norm import add_up
+from isbench.place import place, slurm_tasks, whole
 from isbench.training.device_load import device_name
 from isbench.types import Batch, Forward
 
+log = logging.getLogger("isbench")
 Anything = TypeVar("Anything")
+SECONDS_BEFORE_A_WORD = 10.0  # that processes wait for each other at the start
+# How torch calls it that each pass begins with the first rank's buffers: torch 2.13 has a new name.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+BUFFERS_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,8 @@ class Ranks:
         """
         if self.size == 1:
             return run
-        return DistributedDataParallel(_Pass(model, run), broadcast_buffers=share_buffers, gradient_as_bucket_view=True)
+        option: Any = {BUFFERS_OPTION: share_buffers}
+        return DistributedDataParallel(_Pass(model, run), gradient_as_bucket_view=True, **option)
 
 
 ALONE = Ranks()
@@ -208,10 +218,10 @@ def join(device: torch.device) -> Ranks:
         ConfigError: the processes cannot find each other, or some would share a GPU.
     """
     if not dist.is_initialized():
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            read_slurm(os.environ)
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if place().size == 1:
             return ALONE
+        if slurm_tasks() > 1:
+            read_slurm(os.environ)
         connect(device)
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     if device.type == "cuda":
@@ -226,8 +236,12 @@ def connect(device: torch.device) -> None:
         ConfigError: they do not find each other.
     """
     if device.type == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
+        local_rank = whole(os.environ, "LOCAL_RANK", place().rank, 0)
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    others = f"waiting for the other {place().size - 1} of WORLD_SIZE={place().size} processes"
+    patience = Timer(SECONDS_BEFORE_A_WORD, log.warning, [others])
+    patience.daemon = True
+    patience.start()
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -235,6 +249,8 @@ def connect(device: torch.device) -> None:
         raise ConfigError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}"
         ) from None
+    finally:
+        patience.cancel()
 
 
 def check_gpus(names: Sequence[str]) -> None:
@@ -255,13 +271,19 @@ def read_slurm(variables: MutableMapping[str, str]) -> None:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     job = SlurmJobEnvironment()
-    step = int(variables["SLURM_JOB_ID"]) * 10 + int(variables["SLURM_STEP_ID"])
-    place = {
-        "MASTER_ADDR": job.hostnames[0],
-        "MASTER_PORT": 20_000 + step % 10_000,  # below the ports that systems give out by themselves
-        "RANK": job.global_rank,
-        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": job.local_rank,
-    }
-    for name, value in place.items():
-        variables.setdefault(name, str(value))
+    step = whole(variables, "SLURM_JOB_ID", None, 0) * 10 + whole(variables, "SLURM_STEP_ID", None, 0)
+    try:
+        found = {
+            "MASTER_ADDR": job.hostnames[0],
+            "MASTER_PORT": 20_000 + step % 10_000,  # below the ports that systems give out by themselves
+            "RANK": job.global_rank,
+            "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": job.local_rank,
+        }
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"SLURM_STEP_NUM_TASKS: srun's other variables do not say where the tasks are: {error}"
+        ) from None
+    for name, value in found.items():
+        if not variables.get(name):
+            variables[name] = str(value)

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from isbench.errors import Diverged
 from isbench.models.norm import StatisticsWeights
-from isbench.signals import PER_EXAMPLE, PER_STEP, CrossEntropy, per_example
+from isbench.signals import PER_EXAMPLE, PER_STEP, CrossEntropy, joint_norm, per_example
 from isbench.training.engine import Engine, Tensors
 from isbench.training.ranks import ALONE, Ranks
 from isbench.types import Draw
@@ -147,8 +147,8 @@ class TrainStep:
 
     def _gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient before clipping."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._whole_gradient())))
+        return joint_norm(self._whole_gradient())
 
     def _weight_norm(self) -> Tensor:
         """Return the norm of all trainable parameters together."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.parameters])))
+        return joint_norm([p.detach() for p in self.parameters])

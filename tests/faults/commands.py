@@ -136,6 +136,7 @@ def _run(
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc] # as where Python starts
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forked it ignores it
     counts = _install(stops)
     if prepare is not None:

@@ -7,6 +7,7 @@ KINDS = {
     "kill -9 at a random moment": "the same command goes on; the rows are those of an undisturbed run",
     "kill -9 inside a record append": "the same; a torn line is passed over",
     "kill -9 inside a checkpoint write": "the same; from that checkpoint or the one before",
+    "kill -9 of a run of two processes": "the same; of the first, the second or both, which then end in time",
     "SIGINT twice": "stops at once; the same command goes on",
     "disk full": "one line; with room, the same command goes on",
     "folder that cannot be written": "one line; with permission, the same command goes on",
@@ -15,20 +16,24 @@ KINDS = {
     "checkpoint truncated or bits flipped": "noticed by its checksum, said; the one before is used",
     "both checkpoints damaged": "said; the run starts again",
     "checkpoint that is a program": "refused in one line; no code is run",
+    "console lost": "what is printed is lost, and the run ends as without it",
     "clock running backwards": "nothing but dates notice",
     "loss not finite": "closed as diverged; a grid goes on",
     "out of memory": "one line that says what to reduce; with memory, the same command goes on",
+    "cores taken by others": "the record has for how long it waited; said once; a report leaves its seconds out",
     "W&B server refuses, fails or hangs": "the run ends as without it; `wandb sync` can send it later",
     "data file missing or damaged": "one line; nothing is written",
+    "image folder in an odd state": "every image is read once, under its class, or one line",
     "bad command line": "one line within 5 s of a core, exit code not 0; nothing is written",
     "bad yaml in --config-dir": "one line within 5 s of a core, exit code not 0; nothing is written",
+    "foreign or hostile results/": "one line that names the file, or read as data; nothing of it changes",
     "hostile record, table or weights": "read as data: escaped, left out, or one line",
 }
 
 
 def markdown(found: dict[str, Any]) -> str:
     """Return a row for each kind of fault."""
-    lines = ["| fault | struck | survived | rows lost or doubled | then |", "| --- " * 5 + "|"]
+    lines = ["| fault | injected | survived | rows lost or doubled | then |", "| --- " * 5 + "|"]
     for kind, counts in found["kinds"].items():
         lines.append(f"| {kind} | {counts['struck']:,} | {counts['survived']:,} | {_rows(counts)} | {KINDS[kind]} |")
     return "\n".join(lines)

@@ -15,8 +15,14 @@ import pandas as pd
 import pytest
 import torch
 
+from isbench.errors import UserError
+from isbench.grid.jobs import compose_grid
+from isbench.grid.kept import collected_runs
 from isbench.report import __main__ as report
 from isbench.report.collect import collect
+from isbench.report.index import render_index
+from isbench.report.inventory import experiments
+from isbench.report.load import read_results
 from isbench.training.checkpoint import NAMES
 from tests.conftest import TINY
 from tests.faults.commands import Command, record_in
@@ -39,6 +45,7 @@ STRINGS = [
     "{{7*7}} ${seed} %{x}",
     "a|b\nc",
     "\u202egnp.exe",
+    "\ud800 caf\udce9",
     "x" * 5000,
     "",
 ]
@@ -158,7 +165,7 @@ class Page(HTMLParser):
         assert not (self.is_script and "harm(1)" in data)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.is_script = tag == "script"
+        self.is_script = tag == "script" and ("type", "application/json") not in attributes
         for name, value in attributes:
             assert not name.startswith("on") and not (value or "").startswith("javascript:"), (tag, name, value)
 
@@ -183,7 +190,7 @@ def spoil(path: Path, chance: random.Random, values: list[Any], count: int) -> N
 
 def read_without_harm(folder: Path) -> None:
     """Make all reports of a folder of runs, and look through them."""
-    page = report.report(folder, folder / "report")
+    page = report.report(str(folder), folder / "report")
     Page(page.read_text())
     for table in ("table.csv", "rows.csv"):
         with open(folder / "report" / table, newline="") as file:
@@ -227,4 +234,69 @@ def test_collected_tables_of_something_else(number: int, chance, struck, tmp_pat
     assert len(complaints) == code, complaints
     if code == 0:
         Page((results / "index.html").read_text())
-    struck("hostile record, table or weights")
+    struck("foreign or hostile results/")
+
+
+FOREIGN: list[Any] = [
+    b"",
+    b"PAR1",
+    b"not a table",
+    b"\xff\xfe{}",
+    b"[" * 10_000,
+    b"null",
+    b"{}",
+    b'[{"primary": 1}]',
+    b'{"planned_runs": "all"}',
+    {"price": [1.5, None]},
+    {"run_id": [1], "status": ["finished"], "reason": [None], "seconds": ["soon"]},
+    {"run_id": [None], "status": [["finished"]], "reason": [b"\xff"], "seconds": [True]},
+    "a folder",
+    "a link in a circle",
+]
+
+
+def put_in_place(path: Path, content: Any) -> None:
+    """Leave something else under the name of a file."""
+    path.unlink(missing_ok=True)
+    if content == "a folder":
+        path.mkdir()
+    elif isinstance(content, str):
+        path.symlink_to(path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pd.DataFrame(content).to_parquet(path)
+
+
+def statuses(folder: Path) -> None:
+    """Look how the runs of a grid stand, as the grid itself does."""
+    collected_runs.cache_clear()
+    for job in compose_grid([f"experiment={folder.name}", "runs_dir=nowhere", "seed=0"])[1]:
+        job.status({})
+
+
+@pytest.mark.parametrize("content", share(FOREIGN, few=3))
+@pytest.mark.parametrize(
+    "name", ["runs.parquet", "evaluations.parquet", "probes.parquet", "provenance.json", "verdicts.json"]
+)
+def test_files_of_something_else_in_results(name: str, content: Any, struck, tmp_path: Path, monkeypatch) -> None:
+    """A grid, a report, the index and a collection: each works, or says in one line what is in the way."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results", "rais_rot_mnist")
+    runs_in(Path("runs"))
+    collect(Path("runs"), folder)
+    path = folder / name
+    put_in_place(path, content)
+    for attempt in (
+        lambda: statuses(folder),
+        lambda: read_results(folder),
+        lambda: render_index(experiments(), folder.parent),
+        lambda: collect(Path("runs"), folder),
+    ):
+        try:
+            attempt()
+        except (OSError, UserError) as error:
+            assert str(folder) in str(error) and "\n" not in str(error), error
+    if name == "runs.parquet" and isinstance(content, bytes) and content:
+        assert path.read_bytes() == content, "it stays until somebody moves it away"
+    struck("foreign or hostile results/")

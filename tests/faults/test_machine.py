@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -23,7 +24,8 @@ import pytest
 import torch
 
 from isbench.errors import ConfigError, OutOfMemory, memory_named
-from isbench.recording.record import last_status, read_rows
+from isbench.recording.record import effective_rows, last_status, read_rows
+from isbench.report.load import load_runs
 from tests.conftest import SAMPLERS, final_rows
 from tests.faults.commands import CALLS, Command, finish, record_in
 from tests.faults.conftest import run_words, share
@@ -288,6 +290,29 @@ def limit_memory(extra: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not say who waits for a core")
+@pytest.mark.parametrize("number", share(range(3), few=1))
+def test_a_core_that_another_program_takes(number: int, sampler, struck, tmp_path: Path) -> None:
+    """The record says for how long the run has waited, its output says it once, and a report leaves its seconds out."""
+    core = max(os.sched_getaffinity(0))
+    busy = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    words = [*run_words(sampler, tmp_path), "budget.unit=seconds", "budget.limit=1.5", "evaluation.points=4"]
+    with subprocess.Popen([sys.executable, "-c", busy]) as neighbour:
+        try:
+            said = Command(words, tmp_path / "log", prepare=partial(os.sched_setaffinity, 0, [core]))
+            assert said.wait() == 0
+        finally:
+            neighbour.kill()
+    struck("cores taken by others")
+    assert said.output.count("other programs take its cores") == 1
+    assert 0.2 < final_waits(record_in(tmp_path))[-1] < 0.8
+    assert not load_runs(tmp_path).runs["alone"].any()
+
+
+def final_waits(record: Path) -> list[float]:
+    return [row["cpu_wait"] for row in effective_rows(read_rows(record))]
 
 
 WIDE = ("dataset.shape=[1,4,4]", "model.hidden=[20000]")  # small data and few weights, but 80 kB for an example

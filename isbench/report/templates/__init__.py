@@ -1,8 +1,10 @@
 """The pages' templates, style sheet and scripts, and how they are filled in."""
 
+import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 _templates = Environment(
     loader=PackageLoader("isbench.report"),
@@ -12,6 +14,13 @@ _templates = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+_templates.filters["numbers"] = lambda chart: Markup(as_json(chart))
+
+
+def as_json(value: Any) -> str:
+    """Return JSON, as short as it can be, that may stand in a script element whatever names it holds."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def render(template: str, **values: Any) -> str:

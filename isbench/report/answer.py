@@ -1,0 +1,167 @@
+"""The answer so far: each method beside uniform sampling on each task, and one sentence on all of them.
+
+No row is chosen by its outcome. The claims of an experiment name the methods that it compares with uniform sampling;
+every one that has been run is measured in the same three ways, on what the budget of its runs counts. A ratio above 1
+is in the method's favour. What keeps a claim from being judged (isbench.report.verdicts) keeps a row out of the counts.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from isbench.files import RUNS
+from isbench.report.claims import QUANTITIES, Claim, check
+from isbench.report.inventory import Experiment
+from isbench.report.load import Runs, read_results
+from isbench.report.measures import Centre
+from isbench.report.names import written
+from isbench.report.tables import TIMES, number
+from isbench.report.verdicts import RULES
+
+BASELINE = "uniform"
+SPEEDUP, ERROR, LOSS = "speed-up to the target", "test error at the end", "train loss at the end"
+MEASURES = (SPEEDUP, ERROR, LOSS)
+BETTER, WORSE, NEITHER = "better", "worse", "neither"
+NOT_JUDGED = {rule.name for rule in RULES if rule.about == "any claim"}
+
+
+class Row(NamedTuple):
+    """A method beside uniform sampling on one task, by one measure.
+
+    Attributes:
+        experiment, method, dataset, model: ids; the method is an arm of the experiment.
+        measure: one of MEASURES.
+        axis: what both had equally much of, or what the time to the target is counted in.
+        ratio: uniform over method, so that more than 1 is better; NaN where misses or divergence leave only bounds.
+        low, high: its interval over seeds, NaN for one seed.
+        level: of the interval; below 0.95 it decides nothing.
+        n: paired seeds.
+        outcome: BETTER or WORSE where the interval excludes 1, else NEITHER; or the rule that keeps it from the counts.
+        text: ratio and interval as they are written everywhere.
+    """
+
+    experiment: str
+    method: str
+    dataset: str
+    model: str
+    measure: str
+    axis: str
+    ratio: float
+    low: float
+    high: float
+    level: float
+    n: int
+    outcome: str
+    text: str
+
+    @property
+    def is_counted(self) -> bool:
+        return self.outcome not in NOT_JUDGED
+
+
+def rows(inventory: Sequence[Experiment], results: Path) -> list[Row]:
+    """Return all rows that have at least one pair of runs, experiment by experiment, method by method."""
+    return [
+        row
+        for experiment in inventory
+        if (results / experiment.id / RUNS).is_file()
+        for row in _rows(experiment, read_results(results / experiment.id))
+        if row.n
+    ]
+
+
+def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
+    budgets = runs.runs.loc[runs.runs["arm"] == BASELINE, "budget_unit"]
+    for measure, claim in _claims(experiment, budgets.iloc[0]) if len(budgets) else ():
+        mine = runs.runs[runs.runs["arm"] == claim.arm]
+        if len(mine):
+            finding = check(claim, runs)
+            dataset, model = mine[["dataset", "model"]].iloc[0]
+            centre = finding.centre
+            yield Row(
+                experiment=experiment.id,
+                method=claim.arm,
+                dataset=dataset,
+                model=model,
+                measure=measure,
+                axis=claim.axis,
+                ratio=centre.value,
+                low=centre.low,
+                high=centre.high,
+                level=centre.level,
+                n=finding.n,
+                outcome=finding.verdict if finding.verdict in NOT_JUDGED else _outcome(centre),
+                text=finding.ours(),
+            )
+
+
+def _claims(experiment: Experiment, axis: str) -> Iterator[tuple[str, Claim]]:
+    """Yield what is measured of each method, as claims that say nothing which could be held against ours."""
+    compared = [
+        claim
+        for claim in experiment.claims
+        if claim.baseline == BASELINE and QUANTITIES[claim.quantity].is_paired and not QUANTITIES[claim.quantity].probe
+    ]
+    target = next((claim.of for claim in experiment.claims if "target" in claim.of), None)
+    for method in dict.fromkeys(claim.arm for claim in compared):
+        if target:
+            yield SPEEDUP, Claim(text=SPEEDUP, quantity="speedup", of=target, arm=method, axis=axis)
+        for claim in compared:
+            if claim.arm == method and QUANTITIES[claim.quantity].of_budgets:
+                yield SPEEDUP, claim
+        yield ERROR, Claim(text=ERROR, quantity="test_error_ratio", arm=method, axis=axis)
+        yield LOSS, Claim(text=LOSS, quantity="train_loss_ratio", arm=method, axis=axis)
+
+
+def _outcome(centre: Centre) -> str:
+    if centre.level < 0.95 or centre.low <= 1 <= centre.high:
+        return NEITHER
+    return BETTER if centre.low > 1 else WORSE
+
+
+def answer(found: Sequence[Row]) -> str:
+    """Return the answer in one sentence. It is no unless a test error is lower, or a target is reached in less time."""
+    errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
+    if not errors:
+        return "Nothing is known yet: no method and uniform sampling have two paired seeds."
+    sooner = sorted((row for row in speedups if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
+    lower, higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (BETTER, WORSE, NEITHER))
+    lower_losses = sum(row.outcome == BETTER for row in losses)
+    is_shown = lower or any(row.axis == "seconds" for row in sooner)
+    return (
+        f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
+        f"sampling at an equal budget, {_count(lower, 'ends', 'end')} with a lower test error, {higher} with a higher "
+        f"one and {unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
+        f"and {_count(len(sooner), 'reaches', 'reach')} a target sooner, of {len(speedups)} that have one"
+        f"{_in_words(sooner[0]) if sooner else ''}."
+    )
+
+
+def reading(found: Sequence[Row]) -> str:
+    """Return what a reader must know about the answer: which budgets are equal, and what does not count, and why."""
+    errors = [row for row in found if row.measure == ERROR]
+    budgets = Counter(row.axis for row in errors if row.is_counted)
+    left_out = Counter(row.outcome for row in errors if not row.is_counted)
+    equal = " and ".join(f"{count} in {axis}" for axis, count in budgets.most_common())
+    why = {rule.name: rule.sentence for rule in RULES}
+    without = ", ".join(f"{count} because {why[name]}" for name, count in left_out.most_common())
+    return (
+        f"A comparison is one method on one task with at least two paired seeds; budgets are counted in their own unit "
+        f"({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: "
+        "none is corrected for the number of comparisons."
+    )
+
+
+def _counted(found: Sequence[Row], measure: str) -> list[Row]:
+    return [row for row in found if row.measure == measure and row.is_counted]
+
+
+def _count(count: int, singular: str, plural: str) -> str:
+    return f"{count} {plural}" if count > 1 else f"{count or 'none'} {singular}"
+
+
+def _in_words(row: Row) -> str:
+    interval = f"95 % interval {number(row.low)} to {number(row.high)}"
+    where = f"{written(row.method)} on {written(row.dataset)}"
+    return f" ({where}: uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval})"

@@ -1,0 +1,87 @@
+"""Each method beside its baseline where both have had equally much: of seconds, of updates and of epochs."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isbench.recording.record import UNIT_COLUMNS
+from isbench.report.bars import bars
+from isbench.report.claims import Claim, Finding, Run, check, measure
+from isbench.report.load import Runs
+from isbench.report.measures import t_interval
+from isbench.report.tables import count, number, plus_minus
+
+AXES = ("seconds", "updates", "epochs")
+
+
+class Method(NamedTuple):
+    """An arm beside its baseline on one task; `at` has what was measured on each axis on which both have runs."""
+
+    arm: str
+    dataset: str
+    model: str
+    n: int
+    at: dict[str, dict[str, Any]]
+
+
+def methods(runs: Runs, baseline: str = "uniform") -> list[Method]:
+    """Return every arm that has a run with the seed, data set and model of a run of the baseline."""
+    found = []
+    for (dataset, model), part in runs.runs.groupby(["dataset", "model"]):
+        mine = Runs(runs.rows[runs.rows["run_id"].isin(part["run_id"])], part.reset_index(drop=True), runs.probes)
+        for arm in sorted(set(part["arm"]) - {baseline}):
+            at = {axis: values for axis in AXES if (values := _at_equal(mine, arm, baseline, axis))}
+            if at:
+                found.append(Method(arm, str(dataset), str(model), max(each["n"] for each in at.values()), at))
+    return found
+
+
+def _at_equal(runs: Runs, arm: str, baseline: str, axis: str) -> dict[str, Any]:
+    """Return numbers and their text where an arm and its baseline have had equally much; nothing without a pair."""
+    error, loss = (
+        Claim(text=quantity, quantity=quantity, arm=arm, baseline=baseline, axis=axis)
+        for quantity in ("test_error_difference", "train_loss_ratio")
+    )
+    measured = measure(error, runs)
+    if not measured.values:
+        return {}
+    pairs = list(zip(measured.arms, measured.baselines, strict=True))
+    own = {name: _values(pairs, error, column) for name, column in UNIT_COLUMNS.items()}
+    errors = 100 * _values(pairs, error, "test_error")
+    difference, ratio = check(error, runs), check(loss, runs)
+    return {
+        "n": difference.n,
+        "error": t_interval(errors).mean,
+        "error_text": plus_minus(*t_interval(errors)[:2]),
+        "difference": -difference.centre.value,
+        "difference_text": _points(difference),
+        "bounds": (-difference.centre.high, -difference.centre.low),
+        "loss": ratio.centre.value,
+        "loss_text": ratio.ours(),
+        **{name: float(np.mean(own[name])) for name in AXES},
+        **{f"{name}_text": number(float(np.mean(own[name]))) for name in ("seconds", "epochs")},
+        "updates_text": count(float(np.mean(own["updates"]))),
+    }
+
+
+def _values(pairs: list[tuple[Run, Run]], claim: Claim, column: str) -> np.ndarray:
+    """Return a column of the method's runs where each and its baseline have had equally much."""
+    places = [min(run.end(claim), other.end(claim)) for run, other in pairs]
+    return np.array([run.value(column, claim, place) for (run, _), place in zip(pairs, places, strict=True)])
+
+
+def _points(difference: Finding) -> str:
+    """Write by how much the method's error is higher, where claims write by how much it is lower."""
+    centre = difference.centre
+    interval = "" if np.isnan(centre.low) else f" [{number(-centre.high)}, {number(-centre.low)}]"
+    return f"{number(-centre.value)}{interval}"
+
+
+def add_bars(found: list[Method]) -> None:
+    """Give every difference in test error a bar, all on one scale, two points to each side of none."""
+    measured = [at for method in found for at in method.at.values()]
+    rows = [
+        {"value": at["difference"], "low": at["bounds"][0], "high": at["bounds"][1], "neutral": 0.0} for at in measured
+    ]
+    for at, bar in zip(measured, bars(rows, is_ratio=False, widest=2.0), strict=True):
+        at["bar"] = bar

@@ -1,0 +1,67 @@
+"""The answer: which rows there are, which of them count, and what the sentence may say."""
+
+import math
+
+import pytest
+
+from isbench.report import collect
+from isbench.report.answer import BETTER, ERROR, LOSS, NEITHER, SPEEDUP, WORSE, Row, answer, reading, rows
+from isbench.report.inventory import Cost, Experiment
+from tests.report_samples import write_run
+
+METHODS = ("rais", "impon", "loss", "upper_bound", "oracle")
+
+
+def experiment():
+    claims = {method: {"quantity": "test_error_ratio", "arm": method} for method in METHODS}
+    claims["rais, sooner"] = {"quantity": "speedup", "arm": "rais", "of": {"target": 0.85}}
+    return Experiment(id="mine", paper="is", shows="a figure", cost=Cost(minutes=1, machine="one core"), claims=claims)
+
+
+def test_every_method_that_a_claim_names_and_that_ran_is_a_row_by_each_measure(tmp_path):
+    def runs(sampler, slope, seeds, **changes):
+        for seed in range(seeds):
+            curve = [(float(t), 0.9 - (slope + seed / 1000) * t) for t in range(21)]
+            write_run(tmp_path / "runs", sampler, seed, curve, **changes)
+
+    runs("uniform", 0.01, 3)
+    runs("rais", 0.02, 3)
+    runs("impon", 0.005, 3)
+    runs("loss", 0.02, 1)
+    runs("upper_bound", 0.02, 3, acted=lambda updates: 0)
+    runs("prioritized", 0.02, 3)  # no claim is on it
+    collect.collect(tmp_path / "runs", tmp_path / "results" / "mine")
+    found = {(row.method, row.measure): row for row in rows([experiment()], tmp_path / "results")}
+    assert {method for method, _ in found} == {"rais", "impon", "loss", "upper_bound"}
+    assert {measure for method, measure in found} == {SPEEDUP, ERROR, LOSS}
+    assert {method: row.outcome for (method, measure), row in found.items() if measure == ERROR} == {
+        "rais": BETTER,
+        "impon": WORSE,
+        "loss": "one seed",
+        "upper_bound": "not exercised",
+    }
+    sooner = found["rais", SPEEDUP]
+    assert sooner.outcome == BETTER and sooner.ratio == pytest.approx(2, rel=0.1)
+    assert sooner.low < sooner.ratio < sooner.high and sooner.axis == "seconds" and sooner.text.startswith("1.9")
+
+
+def row(outcome, measure=ERROR, axis="epochs", ratio=1.5):
+    where = ("mine", "rais", "mnist", "lenet", measure, axis)
+    return Row(*where, ratio, ratio - 0.1, ratio + 0.1, 0.95, 3, outcome, "")
+
+
+def test_the_sentence_counts_what_counts_and_says_no_until_something_is_shown():
+    nothing = [row(WORSE), row(NEITHER), row(NEITHER), row("one seed"), row(BETTER, LOSS)]
+    assert "1 because one seed has no interval" in reading(nothing) and "3 in epochs" in reading(nothing)
+    said = answer(nothing)
+    assert (
+        said.startswith("Not in") and "of 3 comparisons" in said and "none ends with a lower test error, 1 with" in said
+    )
+    assert "1 ends with a lower train loss" in said and "none reaches a target sooner, of 0" in said
+    sooner = row(BETTER, SPEEDUP)
+    assert answer([*nothing, sooner]).startswith("Not in"), "epochs are no seconds"
+    best = "1 reaches a target sooner, of 1 that have one (RAIS on MNIST: uniform sampling takes 1.50× the epochs"
+    assert best in answer([*nothing, sooner])
+    assert answer([*nothing, sooner._replace(axis="seconds")]).startswith("In places")
+    assert answer([*nothing, row(BETTER)]).startswith("In places")
+    assert answer([row("one seed", ratio=math.inf)]).startswith("Nothing is known yet")

@@ -1,0 +1,124 @@
+"""The pages in a real browser: what they show, what their controls do, that they fit, complain of nothing, fetch nothing."""
+
+import json
+
+import pytest
+
+from isbench.report import collect
+from isbench.report.__main__ import main
+from tests.browser import PROGRAM, Browser
+from tests.report_samples import write_run
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here (Debian: apt install chromium)")
+SLOPES = {"uniform": 0.010, "loss": 0.012, "upper_bound": 0.020}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The index of one experiment, and the page of a grid: three arms whose errors fall in straight lines."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = folder / "runs" / "is_mnist_small"
+    for seed in range(3):
+        for arm, slope in SLOPES.items():
+            curve = [(float(t), 0.9 - (slope + seed / 2000) * t) for t in range(21)]
+            write_run(runs, arm, seed, curve, arm=arm, update_seconds=0.1 if arm == "uniform" else 0.2)
+    collect.collect(runs, folder / "results" / "is_mnist_small")
+    assert main(["--results", str(folder / "results")]) == 0
+    assert main([str(runs), "--out", str(folder / "mine")]) == 0
+    return {"index": folder / "results" / "index.html", "mine": folder / "mine" / "report.html"}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+def shown(browser, selector):
+    """The text of all elements that are drawn."""
+    found = f"[...document.querySelectorAll({json.dumps(selector)})].filter((each) => each.checkVisibility())"
+    return browser.run(f"{found}.map((each) => each.innerText.trim())")
+
+
+def click(browser, selector):
+    browser.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+@pytest.mark.parametrize("name", ["index", "mine"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_a_page_fits_complains_of_nothing_and_fetches_nothing_but_itself(pages, browser, name, width, scheme):
+    browser.complaints.clear()
+    browser.requests.clear()
+    browser.open(pages[name], width, scheme=scheme)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    ground = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, ground[4:-1].split(","))) < 64) == (scheme == "dark")
+    assert browser.run("document.querySelectorAll('figure.chart svg .mean').length") >= 8
+    assert browser.complaints == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [pages[name].resolve().as_uri()]
+
+
+def test_the_switch_changes_tables_and_charts(pages, browser):
+    browser.open(pages["index"])
+    assert shown(browser, 'td[data-label="updates"]') == ["100", "100"]
+    click(browser, 'button[data-to="updates"]')
+    assert shown(browser, 'td[data-label="updates"]') == ["100", "100"]
+    assert shown(browser, 'td[data-label="seconds"]') == ["20.0", "20.0"], "twice as long for as many"
+    labels = browser.run("[...document.querySelectorAll('figure.chart svg')].map((e) => e.getAttribute('aria-label'))")
+    assert labels and all(label.endswith("against Updates") for label in labels)
+
+
+def test_a_table_sorts_by_what_it_shows(pages, browser):
+    browser.open(pages["index"])
+    names = 'table.sortable tbody th[scope="row"]'
+    click(browser, "table.sortable thead th:nth-child(3) button")  # the error
+    assert shown(browser, names) == ["Upper bound", "Loss"]
+    click(browser, "table.sortable thead th:nth-child(3) button")
+    assert shown(browser, names) == ["Loss", "Upper bound"]
+    assert browser.run("document.querySelector('th[aria-sort]').ariaSort") == "descending"
+
+
+def test_filters_leave_what_was_asked_for(pages, browser):
+    browser.open(pages["index"])
+    assert shown(browser, "output") == ["2 methods, 1 figures and tables"]
+    for choice, value, left in (
+        ("paper", "rais", 0),
+        ("paper", "is", 2),
+        ("size", "published", 0),
+        ("size", "smaller", 2),
+    ):
+        choose = f"const menu = document.querySelector('[data-filter={choice}]'); menu.value = '{value}';"
+        browser.run(f"{{ {choose} menu.dispatchEvent(new Event('change')) }}")
+        assert len(shown(browser, "tr[data-paper]")) == left
+
+
+def test_the_mouse_over_a_chart_reads_its_numbers(pages, browser):
+    browser.open(pages["index"])
+    assert shown(browser, ".tip") == []
+    browser.point("figure.chart svg", 0.6)
+    (text,) = shown(browser, ".tip")
+    assert "Training time (s):" in text and "Upper bound:" in text and "Uniform:" in text and "[" in text
+
+
+def test_a_line_is_hidden_by_its_button(pages, browser):
+    browser.open(pages["mine"])
+    before = browser.run("document.querySelectorAll('figure.chart .mean').length")
+    click(browser, "figure.chart .lines button")
+    assert browser.run("document.querySelectorAll('figure.chart .mean').length") < before
+
+
+def test_the_command_is_copied(pages, browser):
+    browser.open(pages["index"])
+    click(browser, "article button.copy")
+    assert browser.run("navigator.clipboard.readText()") == "python -m isbench -m experiment=is/is_mnist_small"
+    assert shown(browser, "article button.copy") == ["Copied"]
+
+
+def test_the_numbers_of_a_chart_are_a_table(pages, browser):
+    browser.open(pages["index"])
+    click(browser, "figure.chart a.csv")
+    text = browser.run("fetch(document.querySelector('figure.chart a.csv').href).then((answer) => answer.text())")
+    head, *rows = text.splitlines()
+    assert head == '"panel","line","n","axis","x","mean","low","high"' and len(rows) > 100
+    assert any(row.startswith('"Test error (%)","Upper bound","3","seconds"') for row in rows)
