@@ -17,7 +17,8 @@ from isbench.samplers.screen import Screen
 from tests.conftest import TINY, build_parts, train_once, train_parts
 
 N, B, POOL = 160, 16, 64
-HERE = (*TINY, "sampler=screen", "sampler.look_every=4", "sampler.start=0", "sampler.stop=1")
+ALWAYS = ("sampler.start=0", "sampler.stop=1", "sampler.max_error=1", "sampler.max_passes=1000")
+HERE = (*TINY, "sampler=screen", "sampler.look_every=4", *ALWAYS)
 
 
 def build_screen(*overrides: str) -> tuple[Parts, Any]:
@@ -142,10 +143,7 @@ def test_the_proxy_looks_once_for_several_updates() -> None:
 
 
 def test_batches_are_uniform_before_start_and_from_stop_on() -> None:
-    parts = build_parts(
-        *TINY, "sampler=screen", "sampler.look_every=2", "sampler.start=0.1", "sampler.stop=0.75", "budget.limit=40"
-    )
-    sampler: Any = parts.sampler
+    parts, sampler = build_screen("sampler.look_every=2", "sampler.start=0.1", "sampler.stop=0.75", "budget.limit=40")
     uniform = build_parts(*TINY, "sampler=uniform")
     acts, weights = [], []
     for update in range(40):
@@ -295,3 +293,28 @@ def test_bad_values(overrides: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError) as error:
         build_screen(*(f"sampler.{override}" for override in overrides))
     assert complaint in str(error.value)
+
+
+def test_batches_are_uniform_once_passes_are_many() -> None:
+    parts, _ = build_screen("sampler.max_passes=2", "budget.limit=40")
+    train_parts(parts)
+    assert parts.progress.acted_updates == 2 * N / B
+
+
+def test_batches_are_uniform_while_the_proxy_errs_and_it_goes_on_learning() -> None:
+    parts, sampler = build_screen("sampler.max_error=0.4")
+    for error, acts in ((0.5, False), (0.4, True), (1.0, False)):
+        sampler._error.fill(error)
+        steps = sampler.proxy.steps
+        indices, _ = sampler.plan()
+        assert sampler.acts == acts and len(indices) == 4 * B and sampler.proxy.steps == steps + 1
+
+
+def test_the_error_is_that_of_the_last_looks_examples() -> None:
+    parts, sampler = build_screen()
+    indices = torch.arange(64)
+    probabilities, _ = sampler.proxy.gradient(sampler._small_images()[indices].float(), parts.dataset.targets[indices])
+    wrong = float((probabilities.argmax(0) != parts.dataset.targets[indices]).float().mean())
+    sampler._look(indices)
+    sampler._look(indices)  # the host reads late
+    assert 0 < wrong < 1 and sampler._error.value() == pytest.approx(wrong)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isbench.errors import ConfigError, Incompatible
 from isbench.models.proxy import PROXIES, shrink
-from isbench.samplers.base import EpochSampler
+from isbench.samplers.base import EpochSampler, LateReading
 
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
@@ -26,8 +26,9 @@ class Screen(EpochSampler):
 
     The proxy sees each image un-augmented (or in its stored view), averaged down to at most 16 x 16. One pass of it
     serves `look_every` updates: it scores a pool for each, and its backward pass takes one step of Adam on all of them.
-    Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Batches are uniform
-    before `start` and from `stop` of the budget on. Pools come from shuffled passes.
+    Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Pools come from
+    shuffled passes. Batches are uniform at both ends of the budget, while the proxy knows too little, and once the data
+    have been seen so often that choosing among them would repeat a few.
 
     Args:
         pool_ratio: B / b, the size of a pool over that of a batch.
@@ -40,14 +41,17 @@ class Screen(EpochSampler):
         look_every: updates that one pass of the proxy decides on.
         start: share of the budget before which batches are uniform; the proxy learns all the same.
         stop: share of the budget from which batches are uniform.
+        max_error: share of candidates that the proxy gets wrong above which batches are uniform.
+        max_passes: passes over the training set, trained on, from which batches are uniform.
 
     Estimator: biased (towards uncertain examples; unbiased with beta=1)
     Memory: 8 bytes per example, the order of the pass, and 2 per number of the small image
     Cost: a pass of the proxy over the pool; before the first batch, a look at the whole training set
-    GPU-CPU syncs: 0 per update
+    GPU-CPU syncs: 1 per update at most (one per look, of the error), without stalling the GPU
     """
 
     asks = ("plain", "input_shape", "targets")
+    remembers = (*EpochSampler.remembers, "_error")
     weights: Tensor  # (b,), of a selected batch
 
     def __init__(
@@ -62,6 +66,8 @@ class Screen(EpochSampler):
         look_every: Count = 4,
         start: Share = 0.02,
         stop: Share = 0.9,
+        max_error: Share = 0.4,
+        max_passes: Annotated[float, Gt(0)] = 3.0,
     ):
         super().__init__()
         self.pool_ratio = pool_ratio
@@ -74,6 +80,8 @@ class Screen(EpochSampler):
         self.look_every = look_every
         self.start = start
         self.stop = stop
+        self.max_error = max_error
+        self.max_passes = max_passes
 
     def allocate(self) -> None:
         super().allocate()
@@ -89,6 +97,7 @@ class Screen(EpochSampler):
         shape = shrink(torch.empty(1, *workspace.input_shape)).shape[1:]
         proxy = PROXIES[self.kind]
         self.proxy = proxy(shape, workspace.num_classes, self.width, workspace.generator, self.proxy_lr)
+        self._error = LateReading(1.0)  # share of the last look's examples that the proxy got wrong
         self._small: Tensor | None = None  # (N, ...) float16: all small images
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
@@ -100,8 +109,11 @@ class Screen(EpochSampler):
 
     def plan(self) -> tuple[Tensor, Tensor]:
         """Return the examples of the next `look_every` batches, one batch after the other, and their weights."""
-        spent = self.workspace.fraction()
-        self.acts = self.start <= spent < self.stop
+        workspace = self.workspace
+        spent = workspace.fraction()
+        passes = workspace.progress.updates * workspace.batch_size / workspace.num_examples
+        learns = spent < self.stop and passes < self.max_passes
+        self.acts = learns and spent >= self.start and self._error.value() <= self.max_error
         if self.acts:
             pools = self._pools()
             certainty = self._look(pools)
@@ -109,8 +121,8 @@ class Screen(EpochSampler):
             # A proxy that is no longer finite must not go unnoticed.
             weights = torch.add(self.weights, certainty.amin(1, keepdim=True), alpha=0)
             return chosen.flatten(), weights.flatten()
-        indices = self.workspace.candidates(self.look_every * self.workspace.batch_size)
-        if spent < self.start:
+        indices = workspace.candidates(self.look_every * workspace.batch_size)
+        if learns:
             self._look(indices)
         return indices, torch.ones(len(indices), device=indices.device)
 
@@ -137,6 +149,7 @@ class Screen(EpochSampler):
         flat = indices.flatten()
         targets = self.workspace.targets.index_select(0, flat)
         probabilities = self.proxy.look(self._small_images().index_select(0, flat).float(), targets)
+        self._error.push((probabilities.argmax(0) != targets).float().mean())
         certainty = probabilities.amax(0) if self.score == "uncertainty" else probabilities.gather(0, targets[None])
         return certainty.view_as(indices)
 
