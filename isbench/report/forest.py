@@ -30,7 +30,7 @@ def save_answer(rows: Sequence[Row], stem: Path) -> None:
     stem.with_suffix(".csv").write_text(answer_csv(rows), encoding="utf-8")
     for end, colours in THEMES.items() if rows else ():
         ink, soft, lines, _, _ = colours
-        theme = {
+        theme: Any = {
             "text.color": ink,
             "axes.labelcolor": soft,
             "axes.edgecolor": lines,
