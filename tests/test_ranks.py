@@ -315,6 +315,14 @@ def test_two_processes_and_one_gpu_is_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_processes_that_cannot_meet_say_what_helps(monkeypatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2: .* MASTER_ADDR .*; between machines, GLOO_SOCKET_IFNAME"):
+        join(CPU)
+
+
 def test_each_process_needs_a_gpu_of_its_own() -> None:
     check_gpus(["gpu-a", "gpu-b"])  # also where each process sees but one, as SLURM can have it
     with pytest.raises(ConfigError, match="3 processes share 2 GPUs"):
