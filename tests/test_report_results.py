@@ -184,7 +184,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert report.main(["rais_svhn", "rais_no_such", *where[2:]]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    parts = ("holds no runs", "is not a folder", "isbench.report.collect makes it", "isbench.report.collect makes it")
+    parts = ("holds no runs", "is not a folder", "isbench.report.collect makes it", "rais_no_such")
     assert all(part in line for line, part in zip(lines, parts, strict=True))
 
 
