@@ -303,9 +303,9 @@ def draw_band(
 def label_lines(panel: Axes) -> None:
     """Write the name of every labelled line beside its end, no two on top of each other."""
     panel.get_ylim()  # settles the limits
-    lines = [line for line in panel.lines if not str(line.get_label()).startswith("_") and len(line.get_xydata())]
     place = panel.transScale + panel.transLimits
-    ends = [(float(place.transform(line.get_xydata()[-1])[1]), line) for line in lines]
+    drawn = [(np.asarray(line.get_xydata()), line) for line in panel.lines if str(line.get_label())[0] != "_"]
+    ends = [(float(place.transform(points[-1])[1]), line) for points, line in drawn if len(points)]
     gap = min(0.075, 1 / max(1, len(ends)))
     ends.sort(key=lambda end: end[0])
     heights = spread([height for height, _ in ends], gap)
