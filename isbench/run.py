@@ -45,7 +45,7 @@ from isbench.training.device_load import counted, device_name
 from isbench.training.evaluate import evaluate
 from isbench.training.optimizers import penalty
 from isbench.training.process import apply_numerics, quiet_garbage_collector, stop_signals
-from isbench.training.ranks import Ranks, join
+from isbench.training.ranks import Ranks, join, loss_named
 from isbench.training.schedule import replay
 from isbench.training.streams import fixed_subset
 
@@ -129,13 +129,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")
+        lock = open(folder / LOCK, "a+", errors="replace")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
         if not locks.take(lock):
             lock.seek(0)
-            raise InUse(f"{folder} is in use by another process, on its machine number {lock.read(20) or 'unknown'}")
+            raise InUse(f"{folder} is in use by another process (pid {lock.read(20) or 'unknown'})")
         with suppress(OSError):  # on a full disk it stays empty
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), str(os.getpid()).encode())
@@ -254,7 +254,7 @@ class Attempt:
     def train(self) -> None:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
-        with memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
+        with loss_named(), memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
             if self.progress.updates == 0:
                 self.evaluate(parts.rate(0.0), 1.0)
             train(

@@ -72,9 +72,9 @@ def test_the_switch_changes_tables_and_charts(pages, browser):
 def test_a_table_sorts_by_what_it_shows(pages, browser):
     browser.open(pages["index"])
     names = 'table.sortable tbody th[scope="row"]'
-    click(browser, "table.sortable thead th:nth-child(3) button")  # the error
+    click(browser, "table.sortable thead th:nth-child(4) button")  # the error
     assert shown(browser, names) == ["Upper bound", "Loss"]
-    click(browser, "table.sortable thead th:nth-child(3) button")
+    click(browser, "table.sortable thead th:nth-child(4) button")
     assert shown(browser, names) == ["Loss", "Upper bound"]
     assert browser.run("document.querySelector('th[aria-sort]').ariaSort") == "descending"
 

@@ -46,7 +46,7 @@ Chart = dict[str, Any]
 QUANTITIES = {y.column: y for y in (ERROR, DIFFERENCE, LOSS, OBJECTIVE, GAIN, OVERHEAD)}
 PLACES = {x.column: x for x in (*AXES, EQUIVALENT)}
 KEYS = {"train_seconds": "seconds", "epoch": "epochs"}  # axes as the switch of a page calls them, where columns do not
-POINTS = 400  # of a cloud at most
+POINTS = 600  # of a cloud at most
 
 
 def curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:

@@ -2,8 +2,7 @@
 
 A record is append-only and may hold several attempts; `effective_rows` keeps the rows that count. A run is called by
 its arm, else by its sampler; where one sampler was run with several sets of options, those that differ join the name.
-
-Where that leaves runs of one seed with one name, the settings join it that were swept: `uniform at optimizer.lr=0.1`.
+Where runs of one seed still have one name, the settings join it that were swept: `uniform at optimizer.lr=0.1`.
 
 Records and tables may come from others. What is no record of a run is left out, with a notice, and names keep only
 characters that mean nothing to a page, a spreadsheet or a typesetter.
@@ -279,7 +278,7 @@ def _swept(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def _grouped(runs: Iterable[dict[str, Any]], columns: Sequence[str], key: str | None = None) -> list[list[dict]]:
-    """Return runs in groups of equal columns, or of equal values of a key in them."""
+    """Return runs in groups of equal columns; with a key, of equal values of it in columns that are dictionaries."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         values = [run[column] if key is None else run[column].get(key) for column in columns]

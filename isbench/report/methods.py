@@ -1,5 +1,6 @@
 """Each method beside its baseline where both have had equally much: of seconds, of updates and of epochs."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from isbench.report.bars import bars
 from isbench.report.claims import Claim, Finding, Run, check, measure
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
-from isbench.report.tables import count, number, plus_minus
+from isbench.report.tables import MINUS, count, number, plus_minus
 
 AXES = ("seconds", "updates", "epochs")
 
@@ -54,7 +55,7 @@ def _at_equal(runs: Runs, arm: str, baseline: str, axis: str) -> dict[str, Any]:
         "error": t_interval(errors).mean,
         "error_text": plus_minus(*t_interval(errors)[:2]),
         "difference": -difference.centre.value,
-        "difference_text": _points(difference),
+        "difference_text": _difference(difference),
         "bounds": (-difference.centre.high, -difference.centre.low),
         "loss": ratio.centre.value,
         "loss_text": ratio.ours(),
@@ -70,11 +71,14 @@ def _values(pairs: list[tuple[Run, Run]], claim: Claim, column: str) -> np.ndarr
     return np.array([run.value(column, claim, place) for (run, _), place in zip(pairs, places, strict=True)])
 
 
-def _points(difference: Finding) -> str:
-    """Write by how much the method's error is higher, where claims write by how much it is lower."""
-    centre = difference.centre
-    interval = "" if np.isnan(centre.low) else f" [{number(-centre.high)}, {number(-centre.low)}]"
-    return f"{number(-centre.value)}{interval}"
+def _difference(found: Finding) -> str:
+    """Write by how many points the method's error is higher, where claims write by how many it is lower."""
+    value, low, high = (_points(-bound) for bound in (found.centre.value, found.centre.high, found.centre.low))
+    return value if math.isnan(found.centre.low) else f"{value} [{low}, {high}]"
+
+
+def _points(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", MINUS) if math.isfinite(value) else number(value)
 
 
 def add_bars(found: list[Method]) -> None:

@@ -9,7 +9,8 @@ DistributedDataParallel averages the gradients.
 import inspect
 import logging
 import os
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Timer
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isbench.errors import ConfigError
+from isbench.errors import ConfigError, UserError
 from isbench.models.norm import add_up
 from isbench.place import place, slurm_tasks, whole
 from isbench.training.device_load import device_name
@@ -60,6 +61,19 @@ class SharedBatch:
         pairs = (self.indices, other.indices), (self.targets, other.targets), (self.views, other.views)
         indices, targets, views = (torch.cat(pair) for pair in pairs)
         return SharedBatch(indices, targets, views, self.fetch)
+
+
+@contextmanager
+def loss_named() -> Iterator[None]:
+    """Raise UserError, with one line, where another rank is gone: each library has a page of words for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        raise UserError(
+            "another process of this run has ended, or is out of reach; the same command continues"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,7 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
+    @loss_named()
     def list_all(self, value: Anything) -> list[Anything]:
         """Return the values of all ranks."""
         values = [value]
@@ -247,7 +262,8 @@ def connect(device: torch.device) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).partition("\n")[0].split())
         raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}; between machines, "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network"
         ) from None
     finally:
         patience.cancel()

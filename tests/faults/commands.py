@@ -71,7 +71,7 @@ class Command:
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 200) -> int:
         """Return the exit code, negative where a signal ended it."""
         if isinstance(self.process, subprocess.Popen):
             return self.process.wait(seconds)
@@ -81,7 +81,7 @@ class Command:
 
     def wait_until_halted(self) -> None:
         """Wait until it halts itself."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while _state(self.process.pid) != "T":
             assert time.monotonic() < deadline and _state(self.process.pid) not in "ZX", f"no halt:\n{self.output}"
             time.sleep(0.001)

@@ -307,7 +307,7 @@ def test_a_core_that_another_program_takes(number: int, sampler, struck, tmp_pat
             neighbour.kill()
     struck("cores taken by others")
     assert said.output.count("other programs take its cores") == 1
-    assert 0.2 < final_waits(record_in(tmp_path))[-1] < 0.8
+    assert 0.2 < final_waits(record_in(tmp_path))[-1] <= 1
     assert not load_runs(tmp_path).runs["alone"].any()
 
 

@@ -1,5 +1,6 @@
 // Draws every figure.chart from the numbers beside it (isbench.report.charts), again when its width or the axis changes.
-const NUMBER = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const FORMAT = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const written = (value) => value && Math.abs(value) < 1e-4 ? Number(value.toPrecision(3)).toExponential() : FORMAT.format(value);
 const DASHES = { solid: "", dashed: "6 3", dotted: "2 3", dashdot: "7 3 2 3" };
 const tip = document.body.appendChild(document.createElement("div"));
 tip.className = "tip";
@@ -85,15 +86,15 @@ function frame(panel, width, xRange, yRange, xLog, label, right) {
   svg(root, "text", { x: 0, y: 14, class: "title" }, panel.label);
   for (const value of ticks(...yRange, panel.log, 5)) {
     svg(root, "path", { class: "grid", d: `M${box.left} ${y(value)}H${width - box.right}` });
-    svg(root, "text", { class: "tick", x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, NUMBER.format(value));
+    svg(root, "text", { class: "tick", x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, written(value));
   }
   for (const value of ticks(...xRange, xLog, (width - box.left - box.right) / 70)) {
     svg(root, "path", { class: "mark", d: `M${x(value)} ${height - box.bottom}v4` });
-    svg(root, "text", { class: "tick", x: x(value), y: height - box.bottom + 17, "text-anchor": "middle" }, NUMBER.format(value));
+    svg(root, "text", { class: "tick", x: x(value), y: height - box.bottom + 17, "text-anchor": "middle" }, written(value));
   }
   svg(root, "path", { class: "base", d: `M${box.left} ${height - box.bottom}H${width - box.right}` });
   svg(root, "text", { class: "tick", x: (box.left + width - box.right) / 2, y: height - 5, "text-anchor": "middle" }, label);
-  if (panel.note) svg(root, "text", { class: "tick", x: width - box.right, y: 14, "text-anchor": "end" }, panel.note);
+  if (panel.note) svg(root, "text", { class: "tick", x: box.left + 8, y: box.top + 12 }, panel.note);
   const clip = `clip-${frame.count = (frame.count || 0) + 1}`;
   svg(svg(root, "clipPath", { id: clip }), "rect", {
     x: box.left, y: box.top - 2, width: width - box.left - box.right, height: height - box.top - box.bottom + 4 });
@@ -121,8 +122,8 @@ function drawLines(chart, panel, width, hidden) {
     empty.textContent = panel.lines.length ? `${panel.label}: nothing to draw against this axis (hidden, or not timed).` : "";
     return empty;
   }
-  const written = (line) => line.hasBand ? line.name : `${line.name}, one seed`;
-  const longest = Math.max(...lines.map((line) => written(line).length));
+  const named = (line) => line.hasBand ? line.name : `${line.name}, one seed`;
+  const longest = Math.max(...lines.map((line) => named(line).length));
   const right = width < 420 ? 8 : Math.min(14 + 6.1 * longest, width * 0.36);
   const xs = lines.flatMap((line) => line.points.map((point) => point.x));
   const drawn = frame(panel, width, [axis === "decile" ? 1 : 0, Math.max(...xs)], limits(panel, lines), false, label, right);
@@ -139,13 +140,13 @@ function drawLines(chart, panel, width, hidden) {
     if (line.hasBand || !line.runs.length)
       svg(group, "path", { class: "mean", "stroke-dasharray": DASHES[line.dash], d: path(line.points.map((point) => [point.x, point.mean]), drawn) });
   }
-  if (right > 8) labelLines(drawn, lines, width - right + 6, written, right);
+  if (right > 8) labelLines(drawn, lines, width - right + 6, named, right);
   hover(drawn, lines, axis, label, width - right);
   return drawn.root;
 }
 
 // The names beside the ends of their lines, no two on top of each other.
-function labelLines(drawn, lines, left, written, room) {
+function labelLines(drawn, lines, left, named, room) {
   const last = (line) => line.points[line.points.length - 1].mean;
   const top = drawn.box.top, bottom = drawn.height - drawn.box.bottom;
   const ends = lines.map((line) => ({ line, y: Math.min(bottom, Math.max(top, drawn.y(last(line)))) })).sort((a, b) => a.y - b.y);
@@ -155,7 +156,7 @@ function labelLines(drawn, lines, left, written, room) {
   for (const end of [...ends].reverse()) { end.y = Math.min(end.y, floor); floor = end.y - gap; }
   for (const { line, y } of ends) {
     const group = svg(drawn.root, "g", { class: "drawn", style: `--c:${line.colour}` });
-    const fits = Math.floor((room - 8) / 5.9), name = written(line);
+    const fits = Math.floor((room - 8) / 5.9), name = named(line);
     svg(group, "text", { class: "name", x: left, y: y + 4 }, name.length > fits ? `${name.slice(0, fits - 1)}…` : name);
   }
 }
@@ -169,12 +170,12 @@ function hover(drawn, lines, axis, label, end) {
       Math.abs(drawn.x(point.x) - at) < Math.abs(drawn.x(best.x) - at) ? point : best)]).sort((a, b) => a[1].mean - b[1].mean);
     const x = near.reduce((best, [, point]) => Math.abs(drawn.x(point.x) - at) < Math.abs(drawn.x(best) - at) ? point.x : best, Infinity);
     cross.setAttribute("d", `M${drawn.x(x)} ${drawn.box.top}V${stop}`);
-    tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${label}: ${NUMBER.format(x)}` }));
+    tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: `${label}: ${written(x)}` }));
     for (const [line, point] of near) {
       const row = tip.appendChild(document.createElement("div"));
       row.style.setProperty("--c", line.colour);
-      const interval = known(point.low) ? ` [${NUMBER.format(point.low)}, ${NUMBER.format(point.high)}]` : ", one seed";
-      row.append(Object.assign(document.createElement("i"), { className: "dot" }), `${line.name}: ${NUMBER.format(point.mean)}${interval}`);
+      const interval = known(point.low) ? ` [${written(point.low)}, ${written(point.high)}]` : ", one seed";
+      row.append(Object.assign(document.createElement("i"), { className: "dot" }), `${line.name}: ${written(point.mean)}${interval}`);
     }
     tip.hidden = false;
     const left = event.clientX + 14, width = tip.offsetWidth;
@@ -202,7 +203,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const buttons = [...figure.querySelectorAll(".lines button")], plots = figure.querySelector(".plots");
   const draw = () => {
     const hidden = new Set(buttons.flatMap((button, i) => isPressed(button) ? [] : [i]));
-    const room = plots.clientWidth, most = Math.max(1, Math.floor((room + 24) / 364)), count = chart.panels.length;
+    const room = plots.clientWidth, most = Math.max(1, Math.floor((room + 24) / 464)), count = chart.panels.length;
     const columns = Math.ceil(count / Math.ceil(count / most));  // as many as fit, and rows that are as full as each other
     const width = Math.floor((room - 24 * (columns - 1)) / columns);
     if (width > 100) plots.replaceChildren(...chart.panels.map((panel) =>
