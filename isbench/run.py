@@ -171,7 +171,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for one process. The system releases the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a+")
+        lock = open(folder / LOCK, "a+", errors="replace")
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     with lock:

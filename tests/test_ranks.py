@@ -288,7 +288,7 @@ def test_torchrun_and_a_budget_in_seconds(tmp_path: Path) -> None:
     ]
     words = [*RUN, f"runs_dir={tmp_path}", "budget.unit=seconds", "budget.limit=2", "evaluation.points=4"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "FutureWarning" not in done.stderr, done.stderr
     (record,) = tmp_path.rglob("record.jsonl")
     seconds = [row["train_seconds"] for row in effective_rows(read_rows(record))]
     assert len(seconds) == 5 and 2 <= seconds[-1] < 4
@@ -313,6 +313,14 @@ def test_two_processes_and_one_gpu_is_one_line(tmp_path: Path) -> None:
         "start fewer (torchrun --nproc_per_node), or use device=cpu\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_cannot_meet_say_what_helps(monkeypatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2: .* MASTER_ADDR .*; between machines, GLOO_SOCKET_IFNAME"):
+        join(CPU)
 
 
 def test_each_process_needs_a_gpu_of_its_own() -> None:

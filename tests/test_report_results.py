@@ -115,7 +115,7 @@ def test_damaged_results_are_one_line(rais, damage, capsys):
     damage(rais / "evaluations.parquet")
     assert report.main(["rais_rot_mnist", "--results", str(rais.parent)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "rais_rot_mnist cannot be read, collect its runs again" in line
+    assert "rais_rot_mnist is not what isbench.report.collect" in line and "collect its runs again" in line
 
 
 def test_planned_runs_are_those_of_the_grid(rais, tmp_path):
@@ -184,8 +184,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert report.main(["rais_svhn", "rais_no_such", *where[2:]]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    for line, part in zip(lines, ("holds no runs", "is not a folder", "collect its runs", "rais_no_such"), strict=True):
-        assert part in line
+    parts = ("holds no runs", "is not a folder", "isbench.report.collect makes it", "rais_no_such")
+    assert all(part in line for line, part in zip(lines, parts, strict=True))
 
 
 def test_a_report_is_complete_and_the_same_every_time(rais):
@@ -232,7 +232,18 @@ def test_the_index_lists_every_experiment_and_needs_no_network(rais):
     assert f"{len(experiments()) - 1} experiments, with what each needs and takes" in page
     fetched = re.findall(r'(?:src|srcset|link[^>]* href)="([^"]{1,30})', page)
     assert fetched == ["data:,"], "the icon that stands for none"
-    assert page.count('<figure class="chart">') == 1 and len(page) < 300_000
+    assert page.count('<figure class="chart wide">') == 1 and len(page) < 300_000
+
+
+def test_data_of_another_figure_are_one_line(rais, capsys):
+    (rais / "figure.csv").write_text("dataset,model,arm\nrot_mnist,cnn7,rais\n")
+    (rais.parent / "is_mnist_small").mkdir()  # reports on it alone leave that as it is
+    for file in rais.iterdir():
+        if file.suffix in (".parquet", ".json"):
+            (rais.parent / "is_mnist_small" / file.name).write_bytes(file.read_bytes())
+    assert report.main(["is_mnist_small", "--results", str(rais.parent)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "figure.csv is no data of its figure: python -m isbench.report rais_rot_mnist makes it again" in line
 
 
 def scores(seed=0):
@@ -304,7 +315,7 @@ def test_seconds_of_a_shared_machine_are_not_drawn(tmp_path):
         figure, data = DRAWINGS["curves"](load_runs(tmp_path))
     counts = data[data["arm"] == "uniform"].groupby(["dataset", "axis"])["n"].first()
     assert counts["mnist5k", "train_seconds"] == 1 and counts["mnist5k", "epoch"] == 2
-    assert sum("shared the machine" in panel.get_title() for panel in figure.axes) == 2
+    assert sum("shared the machine" in panel.get_title() for panel in figure.axes) == 3
 
 
 def test_unknown_folders_are_refused(tmp_path):

@@ -134,7 +134,7 @@ def written(value: Any) -> str:
     """Write a value of a configuration as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
+    if isinstance(value, str) and not re.fullmatch(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return value if isinstance(value, str) else json.dumps(value)
 

@@ -113,7 +113,8 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
     index = results / "index.html"
     index.write_text(render_index(experiments(), results), encoding="utf-8")
     (results / "primary.md").write_text(primary_markdown(experiments(), results), encoding="utf-8")
-    save_answer(rows(experiments(), results), results / "answer")
+    if not ids:  # the picture is drawn once for all
+        save_answer(rows(experiments(), results), results / "answer")
     return index
 
 

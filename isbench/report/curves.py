@@ -192,15 +192,22 @@ class Comparison(NamedTuple):
         """Say whether a logarithmic axis suits `y`: all positive, those after the start over a factor of four."""
         if y is DIFFERENCE:
             return False
-        known, later = self.rows[y.column].dropna(), self.rows.loc[self.rows["updates"] > 0, y.column].dropna()
-        return len(later) > 0 and known.min() > 0 and later.max() > 4 * later.min()
+        updates, values = self._recorded(y)
+        later = values[updates > 0]
+        return len(later) > 0 and bool(values.min() > 0 and later.max() > 4 * later.min())
 
     def skips_start(self, y: Column) -> bool:
         """Say whether the untrained network would take more than a quarter of the axis."""
-        known = self.rows[["updates", y.column]].dropna()
-        values = np.log(known[y.column]) if self.is_log(y) else known[y.column]
-        later = values[known["updates"] > 0]
+        updates, values = self._recorded(y)
+        values = np.log(values) if self.is_log(y) else values
+        later = values[updates > 0]
         return len(later) > 1 and bool(np.ptp(values) > 4 / 3 * np.ptp(later) > 0)
+
+    def _recorded(self, y: Column) -> tuple[np.ndarray, np.ndarray]:
+        """Return the updates and values of all evaluations that have one."""
+        updates, values = (self.rows[name].to_numpy(float) for name in ("updates", y.column))
+        is_known = ~np.isnan(values)
+        return updates[is_known], values[is_known]
 
     def band(self, arm: str, x: Column, y: Column) -> Band:
         """Return an arm's mean, with its band."""
@@ -296,9 +303,9 @@ def draw_band(
 def label_lines(panel: Axes) -> None:
     """Write the name of every labelled line beside its end, no two on top of each other."""
     panel.get_ylim()  # settles the limits
-    lines = [line for line in panel.lines if not str(line.get_label()).startswith("_") and len(line.get_xydata())]
     place = panel.transScale + panel.transLimits
-    ends = [(float(place.transform(line.get_xydata()[-1])[1]), line) for line in lines]
+    drawn = [(np.asarray(line.get_xydata()), line) for line in panel.lines if str(line.get_label())[0] != "_"]
+    ends = [(float(place.transform(points[-1])[1]), line) for points, line in drawn if len(points)]
     gap = min(0.075, 1 / max(1, len(ends)))
     ends.sort(key=lambda end: end[0])
     heights = spread([height for height, _ in ends], gap)

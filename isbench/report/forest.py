@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,10 +26,11 @@ THEMES = {  # the name of the file's end, then ink, soft ink, lines, and the col
 
 
 def save_answer(rows: Sequence[Row], stem: Path) -> None:
-    """Write stem.svg for a light page and stem_dark.svg for a dark one; rows without any are no picture."""
+    """Write stem.svg for a light page, stem_dark.svg for a dark one, and the numbers in them, stem.csv."""
+    stem.with_suffix(".csv").write_text(answer_csv(rows), encoding="utf-8")
     for end, colours in THEMES.items() if rows else ():
         ink, soft, lines, _, _ = colours
-        theme = {
+        theme: Any = {
             "text.color": ink,
             "axes.labelcolor": soft,
             "axes.edgecolor": lines,
@@ -41,6 +43,10 @@ def save_answer(rows: Sequence[Row], stem: Path) -> None:
             figure.savefig(
                 stem.with_name(f"{stem.name}{end}.svg"), metadata={"Date": None, "Creator": None}, transparent=True
             )
+
+
+def answer_csv(rows: Sequence[Row]) -> str:
+    return pd.DataFrame(rows, columns=Row._fields).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, worse: str) -> Figure:

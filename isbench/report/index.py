@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from isbench.errors import UserError
 from isbench.files import PROVENANCE, RUNS, VERDICTS
 from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, rows
 from isbench.report.bars import Bar, bars
@@ -175,7 +176,13 @@ def _about(found: dict[str, Any]) -> str:
 
 def _charts(experiment: Experiment, runs: Runs, folder: Path) -> list[Chart]:
     path, make = folder / "figure.csv", CHARTS.get(experiment.figure)
-    return make(runs, pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))) if make and path.is_file() else []
+    if not make or not path.is_file():
+        return []
+    try:
+        return make(runs, pd.read_csv(path, dtype=dict.fromkeys(NAMES, str)))
+    except (LookupError, OSError, TypeError, ValueError) as error:
+        again = f"python -m isbench.report {experiment.id}"
+        raise UserError(f"{path} is no data of its figure: {again} makes it again") from error
 
 
 def _claim_bar(found: dict[str, Any]) -> Bar:

@@ -262,7 +262,8 @@ def connect(device: torch.device) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).partition("\n")[0].split())
         raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the processes do not find each other: {reason}; between machines, "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network"
         ) from None
     finally:
         patience.cancel()

@@ -7,7 +7,7 @@ KINDS = {
     "kill -9 at a random moment": "the same command goes on; the rows are those of an undisturbed run",
     "kill -9 inside a record append": "the same; a torn line is passed over",
     "kill -9 inside a checkpoint write": "the same; from that checkpoint or the one before",
-    "kill -9 of a run of two processes": "the same; of the first, the second or both, which then end in time",
+    "kill -9 of a run of two processes": "who is left says so and ends; the same command goes on",
     "SIGINT twice": "stops at once; the same command goes on",
     "disk full": "one line; with room, the same command goes on",
     "folder that cannot be written": "one line; with permission, the same command goes on",
