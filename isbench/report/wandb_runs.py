@@ -1,7 +1,7 @@
 """Runs that W&B keeps: from a server by its public API, or from W&B's files on the disk.
 
 What is read is the record that every run leaves among its files in W&B, byte for byte, so that tables and figures are
-those of the local records. W&B's history is for charts: it has neither probes nor learning rates.
+those of the local records. W&B's history is for charts: it lacks probes, environments and earlier attempts.
 """
 
 import tempfile
