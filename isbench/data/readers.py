@@ -181,7 +181,8 @@ def image_folder(
 
     `path` is relative to `data_dir` unless absolute. It holds train/ and val/ (or test/), or only class folders, whose
     `test_share` is then held out. `splits` names two other folders for train/ and val/; empty, it says that all folders
-    are classes. Images are resized to `side` pixels on the shorter side and cropped to the centre.
+    are classes. Images are read as a viewer shows them: turned as their EXIF block says, white where transparent, grey
+    values of 9 to 16 bits scaled to 8. They are resized to `side` pixels on the shorter side and cropped to the centre.
     """
     if path is None:
         raise ConfigError("dataset.path=None: the folder of images is needed; unless absolute, it is in data_dir")
