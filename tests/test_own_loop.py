@@ -64,7 +64,7 @@ def test_each_method_needs_what_the_page_says() -> None:
     for methods, (_, *arguments) in zip(rows, needs, strict=True):
         for method in methods:
             fits = small if method in ("loss", "upper_bound", "gradient_norm", "loss_predictor", "rho_loss") else {}
-            given = eval(f"dict({arguments[0]})", names)
+            given = eval(f"dict({''.join(arguments[:1])})", names)
             if given:
                 with pytest.raises(Incompatible):
                     isbench.attach(method, **sizes, **fits)
