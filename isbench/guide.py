@@ -214,6 +214,8 @@ class Surroundings(Basis):
                 raise ConfigError(f"targets: {num_examples} labels are needed, and the shape is {tuple(targets.shape)}")
             self.targets = targets.to(device)
             self.num_classes = int(targets.max()) + 1
+        if parameters is not None and not self._parameters:
+            raise ConfigError("parameters: none of them requires a gradient")
         if plain_inputs is not None:
             self.input_shape = tuple(self.inputs(torch.zeros(1, dtype=torch.int64, device=device)).shape[1:])
 

@@ -179,6 +179,7 @@ def test_what_the_user_gives_is_checked() -> None:
     assert "100 labels" in complaint(targets=torch.zeros(7))
     assert "sampler.pool_size=640" in complaint("loss", scorer=lambda indices: indices.float())
     assert "plain_inputs: must give 1 inputs" in complaint(plain_inputs=lambda indices: indices)
+    assert "parameters: none" in complaint(parameters=[torch.ones(3)])
     with pytest.raises(Incompatible, match=r"give attach gain=False, targets=\.\.\., weighted_norm=False$"):
         isbench.attach("rais", **sizes)
     with pytest.raises(Incompatible, match="needs last_layer_gradient_norm: only a run of isbench has that"):
@@ -390,7 +391,7 @@ assert time.process_time() - started < 0.1 and "torch" not in sys.modules
 import torch
 started = time.process_time()
 isbench.attach
-assert time.process_time() - started < {seconds}, time.process_time() - started
+assert time.process_time() - started < 1, time.process_time() - started
 assert dict(__import__("os").environ) == before
 """
 
@@ -415,10 +416,10 @@ def absent(*extras: str) -> set[str]:
 
 def test_the_library_needs_little() -> None:
     options = {sampler: {**given, **SMALL.get(sampler, {})} for sampler, given in ALONE.items()}
-    code = BLOCKED.format(absent=absent("trees"), seconds=5) + (
+    code = BLOCKED.format(absent=absent("trees")) + (
         f"for name, options in {options}.items():\n"
         "    guide = isbench.attach(name, num_examples=96, batch_size=8, updates=3, targets=torch.arange(96) % 5,\n"
-        "        plain_inputs=lambda indices: torch.rand(len(indices), 4), parameters=[torch.ones(3)], **options)\n"
+        "        plain_inputs=torch.rand(96, 4).__getitem__, parameters=[torch.ones(3).requires_grad_()], **options)\n"
         "    for indices in map(torch.tensor, guide):\n"
         "        guide.loss(indices, torch.rand(8), torch.rand(8, 5))\n"
     )
@@ -427,12 +428,12 @@ def test_the_library_needs_little() -> None:
 
 def test_a_method_whose_packages_are_missing_says_so() -> None:
     assert {"numba", "scipy", "hydra", "wandb", "pandas", "submitit", "torchvision"} <= absent()
-    code = BLOCKED.format(absent=absent(), seconds=5) + (
+    code = BLOCKED.format(absent=absent()) + (
         "try: isbench.attach('prioritized', num_examples=96, batch_size=8, updates=3)\n"
         "except Exception as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "needs the package numba: pip install 'isbench[suite]'" in done.stdout
-    code = BLOCKED.format(absent=absent(), seconds=5) + "from isbench.__main__ import main; main()"
+    code = BLOCKED.format(absent=absent()) + "from isbench.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("isbench: the command line needs the package hydra: pip")
