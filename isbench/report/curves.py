@@ -265,7 +265,11 @@ def draw_comparison(panel: Axes, comparison: Comparison, x: Column, y: Column, s
 def later_range(bands: Sequence[Band]) -> tuple[float, float] | None:
     """Return limits that hold the bands after the first quarter of the axis: differences begin large and end small."""
     end = max((band.x[-1] for band in bands if len(band.x)), default=0.0)
-    late = [np.nan_to_num(side[band.x >= end / 4]) for band in bands for side in (band.low, band.mean, band.high)]
+    late = [
+        np.nan_to_num(side[band.x >= end / 4], posinf=0, neginf=0)
+        for band in bands
+        for side in (band.low, band.mean, band.high)
+    ]
     values = np.concatenate([*late, [0.0]])
     margin = 0.05 * np.ptp(values)
     return (values.min() - margin, values.max() + margin) if margin else None

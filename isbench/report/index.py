@@ -25,11 +25,6 @@ from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
 
-TONES = {  # how the style sheet colours a verdict or an outcome; the others have no colour
-    **dict.fromkeys(("reproduced", "better", "finished"), "good"),
-    **dict.fromkeys(("refuted", "opposite", "worse"), "bad"),
-    **dict.fromkeys(("smaller", "larger", "inconclusive"), "between"),
-}
 NAMES = ("dataset", "model", "arm", "signal")  # columns of the data of a figure that hold names, even "1"
 # Of the bars of the answer: their ticks, the ends of which they reach.
 SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))
@@ -57,7 +52,6 @@ def render_index(inventory: Sequence[Experiment], results: Path) -> str:
         cards=[_card(each, runs[each.id], results / each.id, each.id in survivors) for each in has_run],
         to_run=[each for each in inventory if each not in has_run],
         rules=RULES,
-        tones=TONES,
     )
 
 

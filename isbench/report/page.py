@@ -19,11 +19,6 @@ from isbench.report.templates import render
 MUST_AGREE = (*SETTINGS, "checksum", "cpu", "gpu", "torch", "torch_threads", "git_commit")
 LABELS = {"git_commit": "commit", "torch_threads": "threads", "checksum": "data checksum"}
 TRIVIAL = {"label_smoothing": "0", "clip_norm": "none", "slots": "none"}
-TONES = {  # how the style sheet colours a verdict or a status
-    **dict.fromkeys(("faster", "finished"), "good"),
-    **dict.fromkeys(("slower", "diverged", "failed"), "bad"),
-    **dict.fromkeys(("skipped", "interrupted", "unfinished"), "between"),
-}
 WIDEST = 20.0  # the factor to which the bars of speed-ups reach at most
 
 
@@ -63,7 +58,6 @@ def render_page(runs: Runs, table: pd.DataFrame, title: str) -> str:
         baseline=written(common_baseline(table)),
         axes=AXES,
         first_axis=AXES[0] if table["epochs"].isna().any() else AXES[-1],
-        tones=TONES,
         parts=parts,
         counts=", ".join(f"{count} {status}" for status, count in counts.items()),
         runs=_runs(runs.runs),

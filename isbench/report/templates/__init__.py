@@ -6,6 +6,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+TONES = {  # how the style sheet colours a verdict, an outcome or a status; the others have no colour
+    **dict.fromkeys(("reproduced", "better", "faster", "finished"), "good"),
+    **dict.fromkeys(("refuted", "opposite", "worse", "slower", "diverged", "failed"), "bad"),
+    **dict.fromkeys(("smaller", "larger", "inconclusive", "skipped", "interrupted", "unfinished"), "between"),
+}
 _templates = Environment(
     loader=PackageLoader("isbench.report"),
     autoescape=True,
@@ -15,6 +20,7 @@ _templates = Environment(
     keep_trailing_newline=True,
 )
 _templates.filters["numbers"] = lambda chart: Markup(as_json(chart))
+_templates.filters["tone"] = lambda word: TONES.get(word, "")
 
 
 def as_json(value: Any) -> str:
