@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import AfterValidator
 
 from isbench.errors import ConfigError
 from isbench.nodes import MOVED, check_arguments, config_folder
@@ -33,9 +34,24 @@ ADDED: dict[str, dict[str, Any]] = {
 DATA_OPTIONS: dict[str, Any] = {"residency": "device", "validation": None, "label_noise": 0.0}
 MAX_THREADS = max(64, os.cpu_count() or 1)
 
+# The names of choices and arms. They are folders, and tags in W&B.
+NAME = r"\w[\w.-]{0,63}"
+NAMES = "needs a name of at most 64 letters, digits, '_', '-' and '.'"
+
 Choice = dict[Any, Any]  # a node with a _target_ and its arguments
 Count = Annotated[int, Ge(1)]
 Folder = Annotated[str, MinLen(1)]
+
+
+def _fit_for_wandb(name: str) -> str:
+    """Refuse what W&B does not take in the name of a project."""
+    if set(name) & set("/\\#?%:"):
+        raise ValueError("must have none of / \\ # ? % :")
+    return name
+
+
+WandbName = Annotated[str, MinLen(1), MaxLen(128), AfterValidator(_fit_for_wandb)]
+Tag = Annotated[str, MinLen(1), MaxLen(64)]
 
 
 def setting(default: Any = MISSING, **facts: Any) -> Any:
@@ -79,9 +95,9 @@ class LoggingConfig:
 
     name: str = ""
     mode: Literal["offline", "online", "off"] = setting("offline", help="where W&B keeps the run")
-    project: str = setting("isbench", help="project in W&B")
-    entity: str | None = setting(None, help="user or team in W&B; null is your default")
-    tags: list[str] = setting(list, help="tags in W&B, besides the paper and the sampler")
+    project: WandbName = setting("isbench", help="project in W&B")
+    entity: WandbName | None = setting(None, help="user or team in W&B; null is your default")
+    tags: list[Tag] = setting(list, help="tags in W&B, besides the paper and the sampler")
     timeout_seconds: Annotated[float, Gt(0), Le(3600)] = setting(20.0, help="how long to wait for W&B's server")
 
 
@@ -131,7 +147,9 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", identity=True, help="auto takes a GPU if there is one")
     data_dir: Folder = setting(help="folder of the data sets; the variable ISBENCH_DATA sets it too")
     runs_dir: Folder = setting("runs", help="folder of the records")
-    group: str | None = setting(None, help="folder below runs_dir, and group in W&B: the experiment")
+    group: Annotated[str, MaxLen(128)] | None = setting(
+        None, help="folder below runs_dir, and group in W&B: the experiment"
+    )
     arm: str | None = setting(None, help="line of a table that a run belongs to; arm=a,b narrows a grid")
 
 
@@ -172,8 +190,8 @@ def validate(cfg: DictConfig) -> RunConfig:
         node = getattr(run, group)
         if not isinstance(node.get("_target_"), str):
             raise ConfigError(f"{group}: its yaml needs a _target_, the function or class to call")
-        if not re.fullmatch(r"\w[\w.-]*", str(node.get("name") or "")):
-            raise ConfigError(f"{group}.name={node.get('name')}: needs a name of letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(NAME, str(node.get("name") or "")):
+            raise ConfigError(f"{group}.name={node.get('name')}: {NAMES}")
     if run.budget.effective and run.budget.unit == "seconds":
         raise ConfigError(
             "budget.effective=True: seconds are the same for every method; count updates, epochs or examples instead"

@@ -23,10 +23,16 @@ MISTAKES = (*PLAIN, HydraException, ValueError, yaml.YAMLError)  # the user's, w
 USAGE = """\
 isbench trains data set x model x sampler under one clock and records loss and error against seconds.
 
-  python -m isbench [group=choice ...] [key=value ...]     one run
-  python -m isbench -m [group=a,b ...] [key=1,2 ...]       a grid (Hydra multirun)
-  python -m isbench --cfg job [...]                        show the configuration and stop
-  eval "$(isbench -sc install=bash)"                       tab completion
+  isbench [group=choice ...] [key=value ...]    one run
+  isbench -m [group=a,b ...] [key=1,2 ...]      a grid (Hydra multirun)
+  isbench status [EXPERIMENT ...]               how far experiments have come, or with -m a grid
+  isbench report [FOLDER | wandb:PLACE | ID]    tables, figures and a page of runs; see isbench report --help
+  isbench collect [ID ...]                      keep the runs of experiments in results/
+  isbench spend LIST [MINUTES]                  spend a given time on runs that are missing
+  isbench --cfg job [...]                       show the configuration and stop
+  eval "$(isbench -sc install=bash)"            tab completion
+
+`python -m isbench` is the same command.
 """
 EXAMPLES = """
 Examples:

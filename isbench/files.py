@@ -7,6 +7,8 @@ from pathlib import Path
 # In the folder of a run. Its other files belong to one module each: isbench.training.checkpoint, a probe, W&B.
 RECORD = "record.jsonl"
 LOCK = "lock"  # held by the process that works on the run
+# Among W&B's files of a run: a copy of the record, which is no run of its own.
+RECORD_COPY = "isbench.jsonl"
 # In results/ID, where the runs of an experiment are kept.
 EVALUATIONS, RUNS, PROBES = "evaluations.parquet", "runs.parquet", "probes.parquet"
 PROVENANCE = "provenance.json"

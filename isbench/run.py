@@ -5,9 +5,10 @@ loop itself is `isbench.loop.train`; all that happens here happens while the clo
 """
 
 import gc
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from isbench.recording.record import (
     learning_rates,
     read_rows,
 )
-from isbench.recording.wandb_sink import make_sink
+from isbench.recording.wandb_sink import NullSink, WandbSink, make_sink
 from isbench.training import checkpoint
 from isbench.training.budget import Boundaries
 from isbench.training.device_load import counted, device_name
@@ -136,6 +137,33 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def open_sink(config: RunConfig, folder: Path, facts: Mapping[str, Any], next_step: int = 0) -> WandbSink | NullSink:
+    """Open the W&B mirror of a run.
+
+    Args:
+        facts: what W&B shows beside the configuration.
+        next_step: the first update that no row of earlier attempts is about.
+
+    Raises:
+        ConfigError: W&B refuses a name, or one of its environment variables.
+    """
+    arm, identity = config.arm or config.sampler["name"], run_id(config)
+    group = "" if config.group is None else f"-{hashlib.sha256(config.group.encode()).hexdigest()[:4]}"
+    settings = {
+        "project": config.logging.project,
+        "entity": config.logging.entity,
+        "run_group": config.group,
+        "run_job_type": arm,
+        "run_tags": tags(config),
+        "run_id": identity + group,  # groups may share runs, and W&B has an id once in a project
+        "run_name": f"{arm}-s{config.seed}-{identity}",
+        "root_dir": str(Path(config.runs_dir, config.group or "")),
+    }
+    shown = {"run_id": identity, **recorded(config), **facts}
+    seconds = config.logging.timeout_seconds
+    return make_sink(config.logging.mode, seconds, folder / RECORD, shown, settings, next_step)
+
+
 @dataclass
 class Attempt:
     """One process's work on a run: everything that happens around the timed loop."""
@@ -208,39 +236,35 @@ class Attempt:
 
     def begin(self) -> None:
         """Write this attempt's first row, and open the W&B mirror and the console."""
-        config, parts, identity = self.config, self.parts, run_id(self.config)
-        rows = effective_rows(read_rows(self.folder / RECORD))
-        earlier = [row for row in rows if row["updates"] <= self.progress.updates]
+        config, parts = self.config, self.parts
+        rows = read_rows(self.folder / RECORD)
+        earlier = [row for row in effective_rows(rows) if row["updates"] <= self.progress.updates]
+        next_step = 1 + max((row["updates"] for row in rows if row["kind"] == "evaluation"), default=-1)
         self.concurrent_before = max((row.get("concurrent_runs", 1) for row in earlier), default=1)
         self.boundaries = Boundaries(parts.budget, config.evaluation.points, self.progress, self.ranks)
-        self.append(
-            "start",
-            time=now(),
-            resumed_at=self.progress.updates,
-            run_id=identity,
-            config=recorded(config),
-            num_parameters=num_parameters(parts.model),
-            data={
+        facts: dict[str, Any] = {
+            "num_parameters": num_parameters(parts.model),
+            "data": {
                 "provenance": parts.source.provenance,
                 "checksum": self.data_checksum,
                 "num_examples": parts.dataset.num_examples,
             },
-            environment=environment(config.device) | {"ranks": self.ranks.size},
+            "environment": environment(config.device) | {"ranks": self.ranks.size},
+        }
+        # Before the first row, so that what W&B refuses leaves none.
+        self.sink = self.ranks.attempt(
+            lambda: open_sink(config, self.folder, facts, next_step) if self.ranks.is_first else NullSink()
         )
-        self.sink = make_sink(
-            config.logging.mode if self.ranks.is_first else "off",
-            config.logging.timeout_seconds,
-            {
-                "project": config.logging.project,
-                "entity": config.logging.entity,
-                "group": config.group,
-                "tags": tags(config),
-                "id": identity,
-                "name": self.folder.name,
-                "config": recorded(config),
-                "dir": str(self.folder),
-            },
+        self.append(
+            "start",
+            time=now(),
+            resumed_at=self.progress.updates,
+            run_id=run_id(config),
+            config=recorded(config),
+            **facts,
         )
+        for row in earlier:
+            self.sink.log(row)
         self.console = Console(self.folder.name)
 
     def train(self) -> None:

@@ -1,4 +1,4 @@
-"""`python -m isbench.spend` spends a given time on runs that are missing."""
+"""`python -m isbench.spend`, the same as `isbench spend`, spends a given time on runs that are missing."""
 
 from isbench.grid.spend import main
 

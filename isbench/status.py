@@ -1,4 +1,4 @@
-"""`python -m isbench.status` shows how far experiments have come."""
+"""`python -m isbench.status`, the same as `isbench status`, shows how far experiments have come."""
 
 from isbench.grid.status import main
 

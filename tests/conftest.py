@@ -1,9 +1,11 @@
 """Shared pieces: small configurations, composed as the command line does it, and one thread per process."""
 
 import os
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +20,7 @@ from isbench.loop import take_update
 from isbench.recording.record import effective_rows, read_rows
 from isbench.testing import TINY, TickClock, build_parts, compose_config, same_state, tensors, train_parts  # noqa: F401
 from isbench.types import Draw
+from tests.wandb_server import WandbServer
 
 torch.set_num_threads(1)
 
@@ -78,6 +81,30 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path_factory) -> None:
+    """Hide the W&B settings of whoever runs the tests, and point W&B at a port where nobody listens."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.fixture
+def wandb_server(no_account, monkeypatch) -> Iterator[WandbServer]:
+    """Be W&B's server, on loopback, for a client with an account."""
+    with WandbServer() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "local" + "0" * 40)
+        yield server
+        server.shutdown()
+    assert not server.not_understood
 
 
 @pytest.fixture

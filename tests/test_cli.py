@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from isbench import cli
+from isbench.__main__ import COMMANDS
+from isbench.__main__ import main as console
 from isbench.config import CHOSEN, DEFAULTS, GROUPS, config_folder
 from isbench.explain import flat
 from tests.conftest import TINY
@@ -42,7 +44,8 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         for path in (config_folder() / group).glob("*.yaml"):
             (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"  {path.stem} ")][:1]
             assert len(line.split(maxsplit=1)[1]) > 8
-    assert result.stdout.count("  isbench ") == 3
+    assert result.stdout.partition("Examples:")[2].count("  isbench ") == 3
+    assert all(f"\n  isbench {command} " in result.stdout for command in COMMANDS)
     for key in flat(DEFAULTS):
         if key.split(".")[0] not in CHOSEN and not key.endswith(".name"):
             assert f"\n  {key} " in result.stdout, key
@@ -107,6 +110,21 @@ def test_misuse_is_one_line_and_writes_nothing(arguments, complaint, monkeypatch
     assert said.startswith("isbench: ") and "\n" not in said
     assert "-m" in arguments or capsys.readouterr() == ("", "")  # Hydra names the job of a grid
     assert not list(tmp_path.iterdir())
+
+
+def test_other_commands_begin_with_a_word(monkeypatch, capsys) -> None:
+    for command in COMMANDS:
+        monkeypatch.setattr(sys, "argv", ["isbench", command, "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            console()
+        assert capsys.readouterr().out.startswith(f"usage: isbench {command} ")
+    monkeypatch.setattr(sys, "argv", ["isbench", "report", "nowhere"])
+    with pytest.raises(SystemExit, match="1"):
+        console()
+    assert capsys.readouterr().err == "nowhere is not a folder: give the folder that holds the runs\n"
+    monkeypatch.setattr(sys, "argv", ["isbench", "reports"])
+    with pytest.raises(SystemExit, match=r"isbench: reports: neither key=value nor a command; did you mean report\?"):
+        console()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,11 +19,16 @@ import pytest
 import yaml
 
 from isbench.config import config_folder, tags
+from isbench.errors import ConfigError
 from isbench.recording.record import effective_rows, read_rows
-from isbench.recording.wandb_sink import NullSink, WandbSink, make_sink
+from isbench.recording.wandb_sink import NullSink, WandbSink, flat, make_sink
 from tests.conftest import TINY, compose_config
+from tests.wandb_server import WandbServer
 
-CONFIG = {"seed": 3, "sampler": {"name": "loss", "tau": None}}
+CONFIG = {"seed": 3, "sampler": {"name": "loss", "_target_": "module.Loss", "tau": None}, "data": {"checksum": "c0"}}
+FACTS = ("num_parameters", "data", "environment")
+SHOWN = {"seed": 3, "sampler": "loss", "sampler/tau": None, "data/checksum": "c0"}
+RECORD_LINE = '{"kind": "start", "value": 0.1234567890123456789, "wide": [[1, null], []]}'
 TINY_OFFLINE = (*(override for override in TINY if not override.startswith("logging")), "logging=offline")
 WANDB = Path(sys.executable).with_name("wandb")
 WAIT = 4.0  # enough for a busy machine to start W&B once more
@@ -37,7 +43,8 @@ handler.emit = lambda record: lines.append(record.getMessage())
 logging.getLogger("isbench").addHandler(handler)
 mode, folder, wait, rows = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
 moments = [time.monotonic()]
-sink = make_sink(mode, wait, {"project": "project", "id": "abcd1234", "dir": str(folder)})
+settings = {"project": "project", "run_id": "abcd1234", "root_dir": str(folder)}
+sink = make_sink(mode, wait, folder / "record.jsonl", {}, settings)
 moments.append(time.monotonic())
 for row in rows:
     sink.log(row)
@@ -49,6 +56,7 @@ sink.finish("finished", "")
 moments.append(time.monotonic())
 print(json.dumps([[after - before for before, after in zip(moments, moments[1:])], lines]))
 """
+pytestmark = pytest.mark.usefixtures("no_account")
 SWEEP = Path(__file__).resolve().parent.parent / "scripts" / "sweep.yaml"
 # W&B's agent with a sweep file and the values that a server would choose, as JSON; it expands and starts the command.
 AGENT = """
@@ -59,22 +67,6 @@ agent._sweep_command = yaml.safe_load(open(sys.argv[1]))["command"]
 agent._command_run({"run_id": "chosen01", "program": "", "args": json.loads(sys.argv[2])})
 sys.exit(agent._run_processes["chosen01"].wait())
 """
-
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch, tmp_path_factory) -> None:
-    """Hide the W&B settings of whoever runs the tests, and point W&B at a port where nobody listens."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-
-
-def closed_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return listener.getsockname()[1]
 
 
 def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
@@ -91,9 +83,12 @@ def rows(*updates: int, attempt: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-def open_sink(folder: Path, mode: str = "offline", seconds: float = 20.0) -> Any:
-    opening = {"project": "project", "group": "group", "tags": ["tag"], "id": "abcd1234", "name": "name"}
-    return make_sink(mode, seconds, {**opening, "config": CONFIG, "dir": str(folder)})
+def open_sink(folder: Path, mode: str = "offline", seconds: float = 60.0, next_step: int = 0) -> Any:
+    """Open the sink of a run whose record has one line."""
+    (folder / "record.jsonl").write_text(f"{RECORD_LINE}\n")
+    settings = {"project": "project", "run_group": "group", "run_tags": ["tag"], "run_job_type": "arm"}
+    settings |= {"run_id": "abcd1234", "run_name": "name", "root_dir": str(folder)}
+    return make_sink(mode, seconds, folder / "record.jsonl", CONFIG, settings, next_step)
 
 
 def use_sink(mode: str, folder: Path, expected: list[dict[str, Any]]) -> subprocess.Popen:
@@ -141,10 +136,10 @@ def ending(records: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> None:
-    attempts = [rows(0, 10, 20), rows(15, 25, attempt=2)]
+    attempts = [rows(0, 10, 20), rows(0, 10, 20, 25, attempt=2)]
     endings = [("interrupted", 1), ("finished", 0)]
     for attempt, (status, _) in zip(attempts, endings, strict=True):
-        sink = open_sink(tmp_path)
+        sink = open_sink(tmp_path, next_step=21 if attempt is attempts[1] else 0)
         assert os.getpgid(sink._process.pid) != os.getpgid(0), "Ctrl-C is for the training process alone"
         processes = processes_of(sink)
         assert len(processes) == 2
@@ -156,17 +151,22 @@ def test_rows_come_back_and_a_resumed_run_goes_on(tmp_path: Path, caplog) -> Non
                     os.kill(process, number)
         sink.finish(status, "why")
     files = read_back(tmp_path)
-    assert [history(records) for records in files] == [mirrored(attempt) for attempt in attempts]
+    assert [history(records) for records in files] == [mirrored(attempts[0]), mirrored(attempts[1][3:])]
     assert [ending(records) for records in files] == endings
     for records in files:
         (opening,) = [record["run"] for record in records if record["type"] == "run"]
         assert (opening["project"], opening["run_group"], opening["tags"]) == ("project", "group", ["tag"])
-        assert (opening["run_id"], opening["display_name"], opening["resume"]) == ("abcd1234", "name", True)
-        assert {key: value for key, value in opening["config"]["update"].items() if key[0] != "_"} == CONFIG
+        assert (opening["run_id"], opening["display_name"], opening["job_type"]) == ("abcd1234", "name", "arm")
+        assert opening["resume"] is True
+        assert {key: value for key, value in opening["config"]["update"].items() if key[0] != "_"} == SHOWN
         assert "host" not in opening
         assert "environment" not in [record["type"] for record in records], "it would name paths"
+        metrics = {record["metric"].get("name"): record["metric"] for record in records if "metric" in record}
+        assert {metric["step_metric"] for metric in metrics.values()} == {"train_seconds"}
+        assert metrics["updates"]["options"]["hidden"] and "test_error" not in metrics
     saved = [path for path in tmp_path.glob("wandb/offline-run-*/files/**/*") if path.is_file()]
-    assert not saved, "no list of packages, no description of the machine"
+    assert [path.name for path in saved] == ["isbench.jsonl"] * 2, "no list of packages, no description of the machine"
+    assert {path.read_text() for path in saved} == {f"{RECORD_LINE}\n"}
     assert not caplog.records
 
 
@@ -187,7 +187,7 @@ def test_a_run_stopped_by_a_signal_is_mirrored(tmp_path: Path) -> None:
         process.wait(30)
     (path,) = tmp_path.rglob("record.jsonl")
     expected = effective_rows(read_rows(path))
-    (records,) = read_back(path.parent)
+    (records,) = read_back(tmp_path)
     assert len(expected) > 1 and history(records) == mirrored(expected)
     assert ending(records) == ("interrupted", 1)
 
@@ -216,11 +216,14 @@ def test_a_real_run_is_mirrored_and_imports_no_wandb(tmp_path: Path) -> None:
     off, offline = (path.parent for mode in ("off", "offline") for path in (tmp_path / mode).rglob("record.jsonl"))
     assert {path.name for path in off.iterdir()} == {"lock", "record.jsonl"}
     expected = effective_rows(read_rows(offline / "record.jsonl"))
-    (records,) = read_back(offline)
+    (records,) = read_back(tmp_path / "offline" / "is_cifar10")
     assert len(expected) > 2 and history(records) == mirrored(expected)
     assert ending(records) == ("finished", 0)
     (opening,) = [record["run"] for record in records if record["type"] == "run"]
     assert (opening["run_group"], opening["tags"]) == ("is_cifar10", ["is", "uniform"]), "the paper and the method"
+    shown = {key: value for key, value in opening["config"]["update"].items() if key[0] != "_"}
+    start = read_rows(offline / "record.jsonl")[0]
+    assert shown == {"run_id": start["run_id"]} | flat({**start["config"], **{key: start[key] for key in FACTS}})
 
 
 def test_tags_are_the_paper_the_sampler_and_those_asked_for() -> None:
@@ -247,9 +250,10 @@ def test_the_sweep_file_trains_what_the_agent_asks_for(tmp_path: Path, monkeypat
     (path,) = tmp_path.rglob("record.jsonl")
     config = read_rows(path)[0]["config"]
     assert (config["seed"], config["optimizer"]["lr"], config["sampler"]["name"]) == tuple(chosen.values())
-    (records,) = read_back(path.parent)
+    (records,) = read_back(tmp_path / "sweep")
     assert history(records) == mirrored(effective_rows(read_rows(path))) and ending(records) == ("finished", 0)
     (opening,) = [record["run"] for record in records if record["type"] == "run"]
+    assert opening["config"]["update"]["optimizer/lr"] == chosen["optimizer.lr"]
     assert (opening["run_id"], opening["sweep_id"], opening["run_group"]) == ("chosen01", "sweep001", "sweep")
 
 
@@ -271,7 +275,9 @@ def test_online_without_an_answer_waits_no_longer_than_stated(tmp_path: Path, mo
     for case, output in outputs.items():
         (opened, logged, finished), (line,) = json.loads(output)
         assert opened < 2 * WAIT + 0.5 and logged < 0.1 and finished < WAIT + 0.5, case
-        assert "continues offline" in line and f"wandb sync {tmp_path / case}/wandb/" in line and "\n" not in line
+        command = shlex.split(line.split("`")[1])
+        assert "continues offline" in line and command[:2] == ["wandb", "sync"] and "\n" not in line
+        assert Path(command[2]).parent == tmp_path / case / "wandb"
         assert ("API key" in line) == (case == "no account")
         (records,) = read_back(tmp_path / case)
         assert history(records) == mirrored(expected) and ending(records) == ("finished", 0), case
@@ -302,10 +308,93 @@ def test_a_mirror_that_dies_is_begun_again(tmp_path: Path, caplog) -> None:
     assert mirrored(expected) in [history(records) for records in read_back(tmp_path)] and not caplog.messages
 
 
-def test_a_mirror_that_fails_is_no_error(tmp_path: Path, caplog) -> None:
-    sink = WandbSink("sometimes", 20, {"project": "project", "id": "abcd1234", "dir": str(tmp_path)})
-    for row in rows(0, 10):
+def test_what_wandb_refuses_is_said_at_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
+    with pytest.raises(ConfigError, match="W&B refuses base_url: .*valid URL.*; see your variables WANDB_"):
+        open_sink(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tags", ["a" * 64]),
+        ("tags", ["fine", "a" * 65]),
+        ("tags", [""]),
+        ("tags", []),
+        ("project", "a b"),
+        ("project", "a/b"),
+        ("project", "50%"),
+        ("project", "a" * 128),
+        ("project", "a" * 129),
+    ],
+)
+def test_the_schema_refuses_what_wandb_refuses(key: str, value: Any) -> None:
+    import wandb
+
+    words = json.dumps(value)
+    try:
+        wandb.Settings(**{{"tags": "run_tags"}.get(key, key): value})
+    except (ValueError, wandb.Error):
+        with pytest.raises(ConfigError, match=rf"^logging\.{key}=.*: must have "):
+            compose_config(*TINY, f"logging.{key}={words}")
+    else:
+        assert getattr(compose_config(*TINY, f"logging.{key}={words}").logging, key) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("logging.entity=a/b", "logging.entity=a/b: must have none of"),
+        ("logging.entity=''", "logging.entity=: must have at least 1 character, or null"),
+        (f"group={'a' * 129}", "must have at most 128 characters, or null"),
+        (f"sampler.name={'a' * 65}", "needs a name of at most 64 letters"),
+    ],
+)
+def test_names_that_a_server_would_refuse(word: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        compose_config(*TINY, word)
+
+
+def send(folder: Path, mode: str, rows: list[dict[str, Any]], ending: str, **changes: Any) -> None:
+    sink = open_sink(folder, mode, **changes)
+    for row in rows:
         sink.log(row)
-    sink.finish("finished", "")
+    sink.finish(ending, "")
+
+
+def sync(folder: Path, *words: str) -> None:
+    """Call `wandb sync`, which leaves its logs in the folder where it is called."""
+    subprocess.run([WANDB, "sync", *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_server_that_fails_half_way_gets_each_row_once(wandb_server: WandbServer, tmp_path: Path, caplog) -> None:
+    expected = rows(0, 10, 20, 30)
+    wandb_server.breaks_after = 2
+    send(tmp_path, "online", expected, "finished")
     (line,) = caplog.messages
-    assert "not complete: its process ended" in line
+    assert line.startswith("W&B's server lacks a part: ")
+    wandb_server.breaks_after = None
+    (part,) = wandb_server.runs.values()
+    lines = list(part.lines)
+    assert len(lines) == 2
+    for _ in range(2):  # the second time W&B finds nothing to send
+        sync(tmp_path, *shlex.split(line.split("`")[1])[2:])
+        (_, whole) = wandb_server.runs.values()
+        assert part.lines == lines and whole.history == mirrored(expected)
+        assert whole.files["isbench.jsonl"] == f"{RECORD_LINE}\n".encode()
+        assert (whole.summary["status"], whole.exit_code) == ("finished", 0)
+
+
+@pytest.mark.parametrize("modes", [("online", "online"), ("offline", "offline"), ("offline", "online")])
+def test_a_server_has_each_row_of_a_resumed_run_once(
+    modes: tuple[str, str], wandb_server: WandbServer, tmp_path: Path
+) -> None:
+    """The second attempt begins at update 10 of 20."""
+    send(tmp_path, modes[0], rows(0, 10, 20), "interrupted")
+    send(tmp_path, modes[1], rows(0, 10, 20, 30, attempt=2), "finished", next_step=21)
+    sync(tmp_path, "wandb")
+    (run,) = wandb_server.runs.values()
+    assert [row["updates"] for row in run.history] == [0, 10, 20, 30]
+    assert [row["attempt"] for row in run.history] == ([1, 1, 1, 2] if modes[0] == modes[1] else [2, 2, 2, 2])
+    assert (run.summary["status"], run.exit_code, run.summary["updates"]) == ("finished", 0, 30)
+    assert (run.about["groupName"], run.about["jobType"], run.config) == ("group", "arm", SHOWN)

@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from isbench.config import RunConfig, on_device, run_folder, run_id, validate
+from isbench.config import NAME, NAMES, RunConfig, on_device, run_folder, run_id, validate
 from isbench.errors import ConfigError
 from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
@@ -198,8 +198,8 @@ def read_arms(
     An experiment without arms has one, without a name.
     """
     for name, overrides in arms.items():
-        if not re.fullmatch(r"[A-Za-z][\w.-]*", str(name)):
-            raise ConfigError(f"hydra.sweeper.arms.{name}: needs a name of letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(f"(?=[A-Za-z]){NAME}", str(name)):
+            raise ConfigError(f"hydra.sweeper.arms.{name}: {NAMES}")
         if not OmegaConf.is_list(overrides) or not all(isinstance(word, str) for word in overrides):
             raise ConfigError(f"hydra.sweeper.arms.{name}: needs a list of overrides, [key=value, ...]")
     names = [word.removeprefix("arm=") for word in narrowed or []]

@@ -16,7 +16,7 @@ from isbench.files import RECORD
 from isbench.grid.jobs import ELSEWHERE
 from isbench.grid.kept import collected_runs
 from isbench.recording.record import Outcome, Record
-from isbench.run import InUse, locked, now, run
+from isbench.run import InUse, locked, now, open_sink, run
 from isbench.training.ranks import join
 
 log = getLogger("isbench")
@@ -56,9 +56,10 @@ def skip(config: RunConfig, reason: str) -> Outcome:
     if not join(torch.device(config.device)).is_first:
         return Outcome(folder, "skipped", reason)
     with locked(folder):
-        record = Record(folder / RECORD)
+        record, sink = Record(folder / RECORD), open_sink(config, folder, {})
         record.append("start", time=now(), resumed_at=0, run_id=run_id(config), config=recorded(config))
         record.append("end", status="skipped", reason=reason)
+        sink.finish("skipped", reason)
     return Outcome(folder, "skipped", reason)
 
 

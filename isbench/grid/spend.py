@@ -1,7 +1,7 @@
-"""A given time for a list of grids: `python -m isbench.spend LIST [MINUTES]`.
+"""A given time for a list of grids: `isbench spend LIST [MINUTES]`.
 
 A machine that is lent for a while should turn into records without thought. Each line of the list holds the words of a
-grid, as after `python -m isbench -m`; what stands first is trained first, and a line is empty or a remark after `#`.
+grid, as after `isbench -m`; what stands first is trained first, and a line is empty or a remark after `#`.
 Without minutes the command says what is missing, and how long it will take. With them it trains one run after the
 other. A run that does not fit into what is left is passed over, for a shorter one; one that takes longer than expected
 is stopped in time, with a checkpoint. Run by run, a process of its own leaves its records, so that an end at any moment
@@ -39,12 +39,12 @@ class Missing:
     seconds: float | None
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m isbench.spend", description="Spend a given time on missing runs.")
+    parser = argparse.ArgumentParser(prog="isbench spend", description="Spend a given time on missing runs.")
     parser.add_argument("list", type=Path, metavar="LIST", help="a file: in each line the words of a grid")
     parser.add_argument("minutes", type=float, nargs="?", help="to spend; without, what is missing is shown")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         lines = read(arguments.list)
         if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:

@@ -1,7 +1,7 @@
-"""How far experiments have come: `python -m isbench.status [EXPERIMENT ...] [KEY=VALUE ...] [--runs-dir DIR]`.
+"""How far experiments have come: `isbench status [EXPERIMENT ...] [KEY=VALUE ...] [--runs-dir DIR]`.
 
 The runs are those that `python -m isbench -m experiment=...` would train, found by their configuration and judged by
-their records and SLURM's queue. Any other grid is shown by its own words, `python -m isbench.status -m KEY=A,B ...`.
+their records and SLURM's queue. Any other grid is shown by its own words, `isbench status -m KEY=A,B ...`.
 What is left is estimated in seconds of training, from the share of its budget that a run spends in one; for a run that
 has not begun, from the runs of its arm. Evaluating and saving come on top: a record says when an attempt began and how
 long it has trained, and the time of its file may be that of a copy. Torch is not imported.
@@ -48,14 +48,14 @@ class Standing:
         return self.seconds / self.fraction if self.fraction > 0 else None
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m isbench.status", description="How far experiments have come.")
+    parser = argparse.ArgumentParser(prog="isbench status", description="How far experiments have come.")
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="all experiments unless given")
-    parser.add_argument("-m", action="store_true", help="the words are those of `python -m isbench -m ...`")
+    parser.add_argument("-m", action="store_true", help="the words are those of `isbench -m ...`")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (runs)")
     parser.add_argument("--config-dir", "-cd", type=Path, help="a folder of your own yaml files")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(words)
     overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}", *own_choices()]
     names = [word for word in arguments.words if "=" not in word]
     try:

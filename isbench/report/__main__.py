@@ -1,6 +1,7 @@
-"""`python -m isbench.report [ID ...]`: tables, figures and verdicts of collected experiments, and the index of all.
+"""`isbench report [ID ...]`: tables, figures and verdicts of collected experiments, and the index of all.
 
-Without arguments, of all that are collected. `python -m isbench.report FOLDER` makes one page of a folder of runs.
+Without arguments, of all that are collected. `isbench report FOLDER` makes one page of a folder of runs, and
+`isbench report wandb:ENTITY/PROJECT/GROUP` of the runs that W&B keeps; `wandb:FOLDER` reads W&B's files on the disk.
 """
 
 import argparse
@@ -22,14 +23,23 @@ from isbench.report.load import Runs, load_runs, read_results
 from isbench.report.measures import compare_arms, headline
 from isbench.report.page import render_page
 from isbench.report.tables import arms_table, comparison_markdown, latex, markdown
+from isbench.report.wandb_runs import load_wandb
+
+WANDB = "wandb:"  # before what is not the name of a folder of records
 
 
 def report(
-    folder: Path, out: Path | None = None, target: float | None = None, title: str = "", baseline: str = "uniform"
+    place: str, out: Path | None = None, target: float | None = None, title: str = "", baseline: str = "uniform"
 ) -> Path:
-    """Write report.html, table.md, table.csv, rows.csv, curves.png and curves.svg; return the path of the page."""
-    out = out or folder / "report"
-    runs = load_runs(folder)
+    """Write report.html, table.md, table.csv, rows.csv, curves.png and curves.svg; return the path of the page.
+
+    Args:
+        place: a folder of runs, or `wandb:` and where W&B keeps them.
+        out: where to write; else the folder `report` among the runs, for a server's reports/ENTITY/PROJECT/GROUP.
+    """
+    name = place.removeprefix(WANDB)
+    runs = load_runs(Path(name)) if name == place else load_wandb(name)
+    out = out or (Path(name, "report") if Path(name).is_dir() else Path("reports", name))
     if baseline not in set(runs.runs["arm"]):
         known = ", ".join(sorted(set(runs.runs["arm"])))
         print(f"no runs of the baseline {baseline}: speed-ups stay empty (samplers here: {known})", flush=True)
@@ -42,7 +52,7 @@ def report(
         runs.rows.to_csv(out / "rows.csv", index=False, lineterminator="\n")
         print(f"wrote table.md, table.csv, rows.csv, curves.png and curves.svg to {out}", flush=True)
         page = out / "report.html"
-        title = title or f"Importance sampling: {folder.resolve().name}"
+        title = title or f"Importance sampling: {Path(name).resolve().name}"
         page.write_text(render_page(runs, table, title), encoding="utf-8")
     except OSError as error:
         raise UserError(
@@ -95,11 +105,13 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m isbench.report", description=__doc__)
-    parser.add_argument("what", nargs="*", help="experiments in RESULTS, or one folder that holds runs at any depth")
+    parser = argparse.ArgumentParser(prog="isbench report", description=__doc__)
+    parser.add_argument(
+        "what", nargs="*", help="experiments in RESULTS; or one folder that holds runs at any depth, or wandb:PLACE"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="the collected experiments")
-    folder = parser.add_argument_group("for a folder of runs")
-    folder.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
+    folder = parser.add_argument_group("for a folder of runs, or those of W&B")
+    folder.add_argument("--out", type=Path, help="where to write (default: FOLDER/report, or reports/PLACE)")
     folder.add_argument(
         "--target", type=float, help="test error to reach, in (0, 1); default: what every baseline run reaches"
     )
@@ -117,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unknown = ", ".join(name for name in given.what if name not in known)
             raise UserError(f"no experiment is called {unknown}; a folder of runs is reported on alone")
         else:
-            page = report(Path(given.what[0]), given.out, given.target, given.title, given.baseline)
+            page = report(given.what[0], given.out, given.target, given.title, given.baseline)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""`python -m isbench.report.collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
+"""`isbench collect [ID ...]`: from run folders to the small tables that are kept, in results/ID.
 
 evaluations.parquet (a row per evaluation), runs.parquet (a row per run: settings, state, machine, versions, command),
 probes.parquet (only where a probe measured) and provenance.json. Equal records give equal bytes. Runs that have not
@@ -164,7 +164,7 @@ def _compact(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m isbench.report.collect", description=__doc__)
+    parser = argparse.ArgumentParser(prog="isbench collect", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="default: every experiment that has runs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds runs/ID")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")

@@ -20,7 +20,7 @@ import pandas as pd
 
 from isbench.errors import UserError
 from isbench.files import EVALUATIONS, PROBES, RECORD, RUNS
-from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
+from isbench.recording.record import COLUMNS, Row, effective_rows, last_status, read_rows
 
 KEYS = ["run_id", "dataset", "model", "arm", "seed"]
 SETTINGS = (
@@ -53,25 +53,32 @@ class Runs:
 
 
 def load_runs(folder: Path) -> Runs:
-    """Read every record.jsonl below `folder`.
+    """Read every record.jsonl below `folder`; see `tabulated`.
 
     Raises UserError where there is none, or where two runs answer to the same data set, model, arm and seed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds the runs")
     paths = sorted(folder.rglob(RECORD))
-    records = {path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}
+    return tabulated({path.parent.relative_to(folder).as_posix(): read_rows(path) for path in paths}, str(folder))
+
+
+def tabulated(records: Mapping[str, list[Row]], origin: str) -> Runs:
+    """Return the runs of records, which are called by the folder of each below `origin`.
+
+    Raises UserError where there is none, or where two runs answer to the same data set, model, arm and seed.
+    """
     found, notices = [], []
     for path, rows in records.items():
         if not any(row["kind"] == "start" for row in rows):
-            notices.append(f"{path or folder} has no start line and is left out.")
+            notices.append(f"{path or origin} has no start line and is left out.")
             continue
         try:
             found.append(_run_row(path, rows))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            notices.append(f"{path or folder} is not the record of a run and is left out ({type(error).__name__}).")
+            notices.append(f"{path or origin} is not the record of a run and is left out ({type(error).__name__}).")
     if not found:
-        raise UserError(f"{folder} holds no runs: no record.jsonl with a start line was found below it")
+        raise UserError(f"{origin} holds no runs: no record.jsonl with a start line was found below it")
     _name_apart(found)
     runs = pd.DataFrame(found).sort_values(KEYS[1:], ignore_index=True)
     evaluations = [_keyed(row, run) for _, run in runs.iterrows() for row in effective_rows(records[run["path"]])]

@@ -183,7 +183,7 @@ def spoil(path: Path, chance: random.Random, values: list[Any], count: int) -> N
 
 def read_without_harm(folder: Path) -> None:
     """Make all reports of a folder of runs, and look through them."""
-    page = report.report(folder, folder / "report")
+    page = report.report(str(folder), folder / "report")
     Page(page.read_text())
     for table in ("table.csv", "rows.csv"):
         with open(folder / "report" / table, newline="") as file:
