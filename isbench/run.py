@@ -236,6 +236,8 @@ class Attempt:
         self.begin()
         status, reason = "interrupted", ""
         try:
+            for line in self.first_lines():
+                log.info("%s", line)
             self.train()
             status = "finished"
         except Diverged as error:
@@ -333,8 +335,6 @@ class Attempt:
         """Train from where the run stands to the end of the budget."""
         parts = self.parts
         with loss_named(), memory_named(self.config.device), quiet_garbage_collector(), stop_signals(self.boundaries):
-            for line in self.first_lines():
-                log.info("%s", line)
             if self.progress.updates == 0:
                 self.evaluate(parts.rate(0.0), 1.0)
             train(
