@@ -61,8 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         if name != "index.md":
             files.append(File.generated(config, name, content=relinked((ROOT / path).read_text(), path, name)))
     for path in COPIED:
-        if (ROOT / path).is_file():
-            files.append(File(path, str(ROOT), config.site_dir, use_directory_urls=False))
+        files.append(File(path, str(ROOT), config.site_dir, use_directory_urls=False))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -86,10 +85,10 @@ def relinked(markdown: str, source: str, target: str) -> str:
         if re.match(r"\w+:", address):
             return found[0]
         path = normpath(join(dirname(source), address))
-        place = OUTSIDE.get(path) or (path if path in COPIED else path.removeprefix("docs/"))
-        if place == path and path not in COPIED:
-            return f"`{text.strip('`')}`" if text.strip("`") == path else f"{text} (`{path}`)"
-        return f"[{text}]({relpath(place, dirname(target) or '.')}{anchor})"
+        if path in OUTSIDE or path in COPIED or path.startswith("docs/"):
+            place = OUTSIDE.get(path, path.removeprefix("docs/"))
+            return f"[{text}]({relpath(place, dirname(target) or '.')}{anchor})"
+        return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
 
     markdown = re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)", link, markdown)
     return re.sub(r"!\[([^\]]+)\]\(([^)]+)\)", lambda found: picture(found[1], found[2], source, target), markdown)
