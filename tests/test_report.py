@@ -440,6 +440,8 @@ def test_what_is_no_utf_8_is_escaped(tmp_path, capsys):
     assert "caf\\udce9" in html and "ru\\udcff/" in html and "\\ud800" in html
     kept = collect(folder, tmp_path / "results" / "here")
     assert len(read_results(tmp_path / "results" / "here").runs) == len(kept.runs) == 3
+    command = "python -m isbench dataset=mnist5k model=lenet sampler=rais "
+    assert kept.runs.set_index("arm").loc["rais", "command"].startswith(command), "no experiment's, then"
 
 
 def test_differing_settings_are_pointed_out(tmp_path):
