@@ -63,5 +63,7 @@ def test_the_sentence_counts_what_counts_and_says_no_until_something_is_shown():
     best = "1 reaches a target sooner, of 1 that have one (RAIS on MNIST: uniform sampling takes 1.50× the epochs"
     assert best in answer([*nothing, sooner])
     assert answer([*nothing, sooner._replace(axis="seconds")]).startswith("In places")
-    assert answer([*nothing, row(BETTER)]).startswith("In places")
+    said = answer([*nothing, row(BETTER)])
+    assert said.startswith("Not in") and "lower test error (RAIS on MNIST, at equal epochs), 1 with a higher" in said
+    assert answer([*nothing, row(BETTER, axis="seconds")]).startswith("In places")
     assert answer([row("one seed", ratio=math.inf)]).startswith("Nothing is known yet")

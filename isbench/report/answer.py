@@ -121,18 +121,25 @@ def _outcome(centre: Centre) -> str:
 
 
 def answer(found: Sequence[Row]) -> str:
-    """Return the answer in one sentence. It is no unless a test error is lower, or a target is reached in less time."""
+    """Return the answer in one sentence.
+
+    It is no unless in equal seconds a test error is lower, or a target is reached sooner: what a method costs counts.
+    """
     errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
     if not errors:
         return "Nothing is known yet: no method and uniform sampling have two paired seeds."
-    sooner = sorted((row for row in speedups if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
-    lower, higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (BETTER, WORSE, NEITHER))
+    lower, sooner = (
+        sorted((row for row in found if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
+        for found in (errors, speedups)
+    )
+    higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (WORSE, NEITHER))
     lower_losses = sum(row.outcome == BETTER for row in losses)
-    is_shown = lower or any(row.axis == "seconds" for row in sooner)
+    is_shown = any(row.axis == "seconds" for row in (*lower, *sooner))
     return (
         f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
-        f"sampling at an equal budget, {_count(lower, 'ends', 'end')} with a lower test error, {higher} with a higher "
-        f"one and {unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
+        f"sampling at an equal budget, {_count(len(lower), 'ends', 'end')} with a lower test error"
+        f"{f' ({_place(lower[0])}, at equal {lower[0].axis})' if lower else ''}, {higher} with a higher one and "
+        f"{unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
         f"and {_count(len(sooner), 'reaches', 'reach')} a target sooner, of {len(speedups)} that have one"
         f"{_in_words(sooner[0]) if sooner else ''}."
     )
@@ -161,7 +168,10 @@ def _count(count: int, singular: str, plural: str) -> str:
     return f"{count} {plural}" if count > 1 else f"{count or 'none'} {singular}"
 
 
+def _place(row: Row) -> str:
+    return f"{written(row.method)} on {written(row.dataset)}"
+
+
 def _in_words(row: Row) -> str:
     interval = f"95 % interval {number(row.low)} to {number(row.high)}"
-    where = f"{written(row.method)} on {written(row.dataset)}"
-    return f" ({where}: uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval})"
+    return f" ({_place(row)}: uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval})"
