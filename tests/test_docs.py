@@ -21,7 +21,6 @@ import isbench
 import isbench.samplers
 from isbench.grid.jobs import compose_grid
 from isbench.recording.record import COLUMNS
-from isbench.testing import check_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,16 +117,6 @@ def test_what_the_readme_shows_is_run_with_the_pages() -> None:
     assert {step for step in readme if step[0] == "sh"} <= pages
     loop = (ROOT / "docs" / "own_loop.md").read_text().splitlines()
     assert {line for kind, code in readme if kind == "python" for line in code.splitlines()} <= set(loop)
-
-
-def test_the_recipe_for_a_sampler_keeps_what_every_sampler_owes() -> None:
-    files = dict(NAMED.findall((ROOT / "docs" / "add_a_sampler.md").read_text()))
-    code, choice = files["isbench/samplers/my_method.py"], yaml.safe_load(files["conf/sampler/my_method.yaml"])
-    space: dict = {"__name__": "isbench.samplers.my_method"}
-    exec(compile(code, "my_method.py", "exec"), space)
-    module, _, name = choice.pop("_target_").rpartition(".")
-    assert (module, choice.pop("name")) == ("isbench.samplers.my_method", "my_method")
-    check_sampler(space[name], **choice)
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "results" / "README.md"], ids=lambda path: path.stem)

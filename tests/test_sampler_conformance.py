@@ -32,9 +32,9 @@ EXAMPLE = "my_method"
 
 @pytest.fixture(params=[*SAMPLERS, EXAMPLE])
 def sampler(request, tmp_path: Path, monkeypatch) -> str:
-    """Return a choice of conf/sampler; the example of CONTRIBUTING.md is put in place as printed."""
+    """Return a choice of conf/sampler; the example of docs/add_a_sampler.md is put in place as printed."""
     if request.param == EXAMPLE:
-        text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+        text = Path(__file__).parents[1].joinpath("docs", "add_a_sampler.md").read_text()
         code, choice = (
             textwrap.dedent(re.search(rf" *```{kind}\n(.*?) *```", text, re.DOTALL)[1]) for kind in ("python", "yaml")
         )

@@ -92,8 +92,6 @@ def _complaint(source: Any) -> str | None:
             if tensor.dtype != dtype:
                 remedy = ", 0..255: multiply values between 0 and 1 by 255 and round" if part == "inputs" else ""
                 return f"{split}_{part} are {tensor.dtype}; they need to be {dtype}{remedy}"
-            if tensor.device.type != "cpu":
-                return f"{split}_{part} are on {tensor.device}; they need to be on the CPU"
         if inputs.dim() < 2 or targets.shape != inputs.shape[:1]:
             return (
                 f"{split}_inputs of shape {tuple(inputs.shape)} and {split}_targets of shape {tuple(targets.shape)}: "
