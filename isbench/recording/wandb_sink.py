@@ -38,6 +38,7 @@ log = logging.getLogger("isbench")
 DRAWN = ("learning_rate", "gain", "train_loss", "objective", "test_loss", "test_error")
 COUNTERS = ("attempt", *(name for name in COLUMNS if name not in DRAWN))
 REFUSED, LOST = 1, 2  # exit codes of W&B's process: W&B refused, or its service is gone
+SERVICE_ENDED = ("HandleAbandonedError", "MailboxClosedError")  # what W&B raises then, besides ConnectionError
 
 
 class NullSink:
@@ -344,7 +345,7 @@ def _mirror() -> int:
         return REFUSED
     except Exception as error:
         answer("failed", f"{type(error).__name__}: {error}")
-        if run is None or not (isinstance(error, ConnectionError) or type(error).__name__ == "HandleAbandonedError"):
+        if run is None or not (isinstance(error, ConnectionError) or type(error).__name__ in SERVICE_ENDED):
             return REFUSED
         shutil.rmtree(run.sync_dir, ignore_errors=True)  # the next process sends all of it again
         return LOST
