@@ -236,6 +236,16 @@ def test_outcome_follows_the_interval(tmp_path, slopes, expected):
     assert outcome(rows_of(compare_arms(load_runs(tmp_path)), "loss")) == expected
 
 
+def test_a_pair_of_which_one_shared_the_machine_is_not_timed(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01), concurrent_runs=2)
+    write_run(tmp_path, "loss", 0, line(0.02))
+    table = compare_arms(load_runs(tmp_path))
+    loss = rows_of(table, "loss")
+    assert outcome(loss) == "not timed" and loss["paired"] == 1
+    assert "not timed, its runs or those of Uniform shared the machine." in verdict(loss)
+    assert headline(table).endswith("seconds are not compared: no seed has a sampler and Uniform, each alone on the machine.")
+
+
 def test_a_given_target_needs_no_baseline(tmp_path):
     write_run(tmp_path, "loss", 0, line(0.02))
     table = compare_arms(load_runs(tmp_path), target=0.7)

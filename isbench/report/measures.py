@@ -196,6 +196,8 @@ def compare_arms(runs: Runs, baseline: str = "uniform", target: float | None = N
     of the runs miss. Runs that shared the machine with others are not counted: their seconds are not their own. Where
     all did, `epochs` stands in for `seconds`, which is NaN then, and nothing is said about speed.
 
+    `paired` counts the seeds at which both it and its baseline ended, alone on the machine or not.
+
     Where settings were swept, an arm is compared with the baseline at its own settings; see `baselines`.
 
     Args:
@@ -224,6 +226,7 @@ def _compare(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of `compare_arms` for each arm of runs that are compared with one baseline."""
     ended = comparison[comparison["status"].isin(ENDED)]
+    seeds = ended.groupby("arm")["seed"].agg(set)
     finished = ended[ended["status"] == "finished"]
     is_timed = finished.empty or bool(finished["alone"].any())
     axis = "train_seconds" if is_timed else "epoch"
@@ -253,6 +256,7 @@ def _compare(
             **_line(mine.set_index("seed"), counted[is_baseline].set_index("seed")),
             "diverged": int(statuses.eq("diverged").sum()),
             "not_counted": len(statuses) - len(mine),
+            "paired": len(seeds.get(arm, set()) & seeds.get(baseline, set())),
             "epochs": float("nan") if is_timed else place,
         }
 
@@ -284,10 +288,8 @@ def _line(mine: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 
 def outcome(row: pd.Series) -> str:
     """Return faster or slower where the interval of the speed-up excludes 1, else what is known instead."""
-    if not np.isnan(row["epochs"]) and not np.isnan(row["error_difference"]):
-        return "not timed"
     if not row["speedup_n"]:
-        return "not run"
+        return "not timed" if row["paired"] else "not run"
     if np.isnan(row["speedup_low"]):
         return "one seed" if row["speedup_n"] == 1 else "inconclusive"
     if row["speedup_low"] > 1:
@@ -355,6 +357,8 @@ def headline(table: pd.DataFrame) -> str:
         where, what = f"{where} at {swept} settings", "comparisons"
     counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
     if counts["not timed"] == len(methods) - counts["not run"]:
+        if methods["epochs"].isna().any():
+            return f"On {where}, seconds are not compared: no seed has a sampler and {baseline}, each alone on the machine."
         gaps, half_widths = methods["error_difference"], methods["error_difference_half_width"]
         lower, higher = int((gaps + half_widths < 0).sum()), int((gaps - half_widths > 0).sum())
         return (
