@@ -82,8 +82,10 @@ def as_meant(words: Sequence[str]) -> list[str]:
     """Return the words of a command line as Hydra takes them for what they mean.
 
     An experiment may be called without its folder, and a text may look like a number: of group=2026_11 Hydra would make
-    202611, and of 1e3 1000.0.
+    202611, and of 1e3 1000.0. With arm=..., a setting of a choice (sampler.eps=0) may be one that only the arm's choice
+    has: as a sweep of one value it waits until the arm has chosen.
     """
+    in_arms = any(word.startswith("arm=") for word in words)
     short = {choice.rpartition("/")[2]: choice for choice in reversed(choices("experiment"))}
     texts = set(text_keys(RunConfig))
     meant = []
@@ -94,6 +96,8 @@ def as_meant(words: Sequence[str]) -> list[str]:
             word = f"{key}={short.get(value, value)}"
         elif name in texts and not value.isdecimal() and re.fullmatch(r"[+-]?[\d._]+([eE][+-]?\d+)?", value):
             word = f"{key}='{value}'"
+        elif in_arms and re.fullmatch(rf"({'|'.join(GROUPS)})\..+=[\w.+-]+", word):
+            word = f"{key}=choice({value})"
         meant.append(word)
     return meant
 

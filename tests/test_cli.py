@@ -244,6 +244,8 @@ def test_words_are_taken_as_they_are_meant() -> None:
     ]
     meant = ["group='2026_11_26'", "group=7", "group='-1'", "logging.project='1e3'", "runs_dir='1.50'", *texts[5:]]
     assert explain.as_meant(texts) == meant
+    arms = ["arm=rais", "seed=1", "sampler.eps=0", "sampler.eps=0,1", "+sampler.new=1"]
+    assert explain.as_meant(arms) == [*arms[:2], "sampler.eps=choice(0)", *arms[3:]]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
