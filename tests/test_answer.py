@@ -57,11 +57,11 @@ def test_the_sentence_counts_what_counts_and_says_no_until_something_is_shown():
     assert (
         said.startswith("Not in") and "of 3 comparisons" in said and "none ends with a lower test error, 1 with" in said
     )
-    assert "1 ends with a lower train loss" in said and "none reaches a target sooner, of 0" in said
+    assert "1 ends with a lower train loss" in said and "none needs less for the same error, of 0" in said
     sooner = row(BETTER, SPEEDUP)
     assert answer([*nothing, sooner]).startswith("Not in"), "epochs are no seconds"
-    best = "1 reaches a target sooner, of 1 that have one (RAIS on MNIST: uniform sampling takes 1.50× the epochs"
-    assert best in answer([*nothing, sooner])
+    best = "1 needs less for the same error, of 1 where that was measured (RAIS on MNIST: "
+    assert best + "uniform sampling takes 1.50× the epochs" in answer([*nothing, sooner])
     assert answer([*nothing, sooner._replace(axis="seconds")]).startswith("In places")
     said = answer([*nothing, row(BETTER)])
     assert said.startswith("Not in") and "lower test error (RAIS on MNIST, at equal epochs), 1 with a higher" in said

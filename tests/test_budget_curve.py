@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
+from isbench.report import charts
 from isbench.report.budget_curve import budget_shift, curve_shift, final_errors
+from isbench.report.drawings import budget_curves
 from isbench.report.load import load_runs
 from tests.report_samples import write_run
 
@@ -244,6 +246,22 @@ def test_arms_that_differ_in_budget_make_a_curve(folder):
     assert rows["seconds"].to_numpy() == pytest.approx(rows["place"] / 10)
     assert rows["error"].iloc[:2].tolist() == pytest.approx([0.1, 0.5 / 50**0.5])
     assert set(final_errors(load_runs(folder), "fast", "epochs")["place"]) == {50 * 128 / 4000, 100 * 128 / 4000}
+
+
+def test_the_figure_has_each_budget_with_its_error_and_its_speed_up(folder):
+    runs = load_runs(folder)
+    figure, data = budget_curves(runs)
+    points = {(row.arm, row.quantity, row.x): row for row in data.itertuples()}
+    assert {x for arm, quantity, x in points if (arm, quantity) == ("fast", "speedup")} == {50, 100}
+    for x in (50, 100):
+        assert points["fast", "speedup", x].mean == pytest.approx(2 / 1.2)
+    errors = final_errors(runs, "uniform", "updates").query("place == 25")["error"]
+    assert points["uniform", "final_error", 25].mean == pytest.approx(100 * np.exp(np.log(errors).mean()))
+    assert ("uniform", "speedup", 25) not in points and points["uniform", "final_error", 25].n == 4
+    assert [len(panel.lines) for panel in figure.get_axes()] == [2, 2]  # of which one marks no speed-up
+    (chart,) = charts.budget_curves(runs, data)
+    assert [line["name"] for line in chart["lines"]] == ["Uniform", "Fast"]
+    assert [len(panel["lines"]) for panel in chart["panels"]] == [2, 1]
 
 
 def test_updates_are_divided_by_their_cost_and_seconds_are_as_they_are(folder):

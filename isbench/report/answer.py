@@ -20,7 +20,7 @@ from isbench.report.tables import TIMES, number
 from isbench.report.verdicts import RULES
 
 BASELINE = "uniform"
-SPEEDUP, ERROR, LOSS = "speed-up to the target", "test error at the end", "train loss at the end"
+SPEEDUP, ERROR, LOSS = "speed-up to the same error", "test error at the end", "train loss at the end"
 MEASURES = (SPEEDUP, ERROR, LOSS)
 BETTER, WORSE, NEITHER = "better", "worse", "neither"
 NOT_JUDGED = {rule.name for rule in RULES if rule.about == "any claim"}
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     Attributes:
         experiment, method, dataset, model: ids; the method is an arm of the experiment.
         measure: one of MEASURES.
-        axis: what both had equally much of, or what the time to the target is counted in.
+        axis: what both had equally much of, or what is saved on the way to one error.
         ratio: uniform over method, so that more than 1 is better; NaN where misses or divergence leave only bounds.
         low, high: its interval over seeds, NaN for one seed.
         level: of the interval; below 0.95 it decides nothing.
@@ -85,7 +85,7 @@ def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
                 dataset=dataset,
                 model=model,
                 measure=measure,
-                axis=claim.axis,
+                axis="seconds" if QUANTITIES[claim.quantity].of_budgets else claim.axis,
                 ratio=centre.value,
                 low=centre.low,
                 high=centre.high,
@@ -107,9 +107,9 @@ def _claims(experiment: Experiment, axis: str) -> Iterator[tuple[str, Claim]]:
     for method in dict.fromkeys(claim.arm for claim in compared):
         if target:
             yield SPEEDUP, Claim(text=SPEEDUP, quantity="speedup", of=target, arm=method, axis=axis)
-        for claim in compared:
-            if claim.arm == method and QUANTITIES[claim.quantity].of_budgets:
-                yield SPEEDUP, claim
+        shifts = [claim for claim in compared if claim.arm == method and QUANTITIES[claim.quantity].of_budgets]
+        for claim in sorted(shifts, key=lambda claim: not claim.primary)[:1]:
+            yield SPEEDUP, claim
         yield ERROR, Claim(text=ERROR, quantity="test_error_ratio", arm=method, axis=axis)
         yield LOSS, Claim(text=LOSS, quantity="train_loss_ratio", arm=method, axis=axis)
 
@@ -123,7 +123,7 @@ def _outcome(centre: Centre) -> str:
 def answer(found: Sequence[Row]) -> str:
     """Return the answer in one sentence.
 
-    It is no unless in equal seconds a test error is lower, or a target is reached sooner: what a method costs counts.
+    It is no unless in equal seconds a test error is lower, or an error is reached sooner: what a method costs counts.
     """
     errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
     if not errors:
@@ -140,7 +140,7 @@ def answer(found: Sequence[Row]) -> str:
         f"sampling at an equal budget, {_count(len(lower), 'ends', 'end')} with a lower test error"
         f"{f' ({_place(lower[0])}, at equal {lower[0].axis})' if lower else ''}, {higher} with a higher one and "
         f"{unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
-        f"and {_count(len(sooner), 'reaches', 'reach')} a target sooner, of {len(speedups)} that have one"
+        f"and {_count(len(sooner), 'needs', 'need')} less for the same error, of {len(speedups)} where that was measured"
         f"{_in_words(sooner[0]) if sooner else ''}."
     )
 

@@ -149,9 +149,17 @@ def _fall(places: np.ndarray, values: np.ndarray, before: float, after: float) -
     return float(places[hit - 1] + share * (places[hit] - places[hit - 1]))
 
 
+FACTOR = r"(_[\d.]+x)?"  # what follows the name of an arm that is another one at another budget, `uniform_0.25x`
+
+
 def is_budget_of(arms: pd.Series, arm: str) -> pd.Series:
-    """Say which arms are this one at some budget: it itself, or its name with a factor, `uniform_0.25x`."""
-    return arms.str.fullmatch(rf"{re.escape(arm)}(_[\d.]+x)?")
+    """Say which arms are this one at some budget: it itself, or its name with a factor."""
+    return arms.str.fullmatch(re.escape(arm) + FACTOR)
+
+
+def whole(arms: pd.Series) -> pd.Series:
+    """Return the arms without the factors of their budgets."""
+    return arms.str.replace(f"{FACTOR}$", "", regex=True)
 
 
 def final_errors(runs: Runs, arm: str, axis: str) -> pd.DataFrame:

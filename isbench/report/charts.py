@@ -29,9 +29,11 @@ from isbench.report.curves import (
 )
 from isbench.report.drawings import (
     EQUIVALENT,
+    FINAL,
     GAIN,
     OVERHEAD,
     RELATIVE,
+    SPEEDUP,
     Scatter,
     curve_tables,
     probabilities,
@@ -40,7 +42,7 @@ from isbench.report.drawings import (
     signal_style,
 )
 from isbench.report.load import Runs, last_measurements
-from isbench.report.names import written
+from isbench.report.names import task, written
 
 Chart = dict[str, Any]
 QUANTITIES = {y.column: y for y in (ERROR, DIFFERENCE, LOSS, OBJECTIVE, GAIN, OVERHEAD)}
@@ -109,6 +111,34 @@ def _is_drawn(comparison: Comparison, curve: pd.DataFrame, x: Column) -> bool:
 def _seeds(comparison: Comparison, arm: str, y: Column) -> list[list[float | None]]:
     skipped = 0 if comparison.skips_start(y) else -1  # updates of rows that are not drawn
     return [_short(curve[y.column].where(curve["updates"] > skipped) * y.scale) for curve in comparison.arms[arm]]
+
+
+def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
+    """Return a chart per data set and model: final errors by budget, and speed-ups."""
+    style_of = styles(data["arm"])
+    charts = []
+    for (dataset, model), part in data.groupby(["dataset", "model"], sort=False):
+        arms, axis = list(dict.fromkeys(part["arm"])), part["axis"].iloc[0]
+        panels = [
+            _panel(
+                y.label,
+                [
+                    {"line": arms.index(arm), "n": int(mine["n"].max()), "axes": {_key(axis): _band(mine)}, "seeds": []}
+                    for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
+                ],
+                is_log=True,
+            )
+            for y in (FINAL, SPEEDUP)
+        ]
+        charts.append(
+            {
+                "title": task(str(dataset), str(model)),
+                "axes": {_key(axis): f"Budget: {PLACES[axis].label.lower()}"},
+                "lines": [{**_line(written(arm), style_of[arm]), "seeds": []} for arm in arms],
+                "panels": panels,
+            }
+        )
+    return charts
 
 
 def gradient_variance(runs: Runs, data: pd.DataFrame) -> list[Chart]:
@@ -253,5 +283,8 @@ CHARTS: dict[str, Callable[[Runs, pd.DataFrame], list[Chart]]] = {
     "curves": curves,
     "curves_and_gain": curves,
     "overhead_and_gain": curves,
-    **{each.__name__: each for each in (gradient_variance, loss_patterns, score_scatter, probability_scatter)},
+    **{
+        each.__name__: each
+        for each in (budget_curves, gradient_variance, loss_patterns, score_scatter, probability_scatter)
+    },
 }

@@ -331,7 +331,7 @@ QUANTITIES: dict[str, Quantity] = {
         measure=_speedup, neutral=1, is_ratio=True, is_paired=True, has_target=True, held="in", unit=TIMES
     ),
     "budget_shift": Quantity(
-        measure=_budget_shift, neutral=1, is_ratio=True, is_paired=True, of_budgets=True, held="in", unit=TIMES
+        measure=_budget_shift, neutral=1, is_ratio=True, is_paired=True, of_budgets=True, unit=TIMES
     ),
     "epochs_equivalent": Quantity(measure=_epochs_equivalent),
     "gain_ratio": Quantity(measure=_gain_ratio, neutral=1, is_ratio=True),

@@ -53,6 +53,8 @@ STYLES = {
     "loss_predictor": Style("#d55e00", "dotted"),
     "rho_loss": Style("#117733", "dashed"),
     "infobatch": Style("#56b4e9", "dashed"),
+    "screen": Style("#cc3311", "solid"),
+    "order_dp": Style("#999933", "dotted"),
 }
 SPARE = [
     Style(colour, dash)

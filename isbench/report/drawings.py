@@ -5,6 +5,7 @@ Figures of scores show the last measurement of the lowest seed; the numbers abov
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from isbench.recording.record import UNIT_COLUMNS
+from isbench.report.budget_curve import SMALLEST, budget_shift, final_errors, whole
 from isbench.report.curves import (
     AXES,
     EPOCHS,
@@ -37,12 +40,14 @@ from isbench.report.curves import (
 )
 from isbench.report.load import KEYS, Runs, last_measurements
 from isbench.report.measures import t_interval
-from isbench.report.names import written
+from isbench.report.names import task, written
 
 REFERENCE = "per_example_gradient_norm"  # what a score stands for
 GAIN = Column("gain_percent", "Gain ratio \N{MINUS SIGN} 1 (%)")
 OVERHEAD = Column("overhead_percent", "Time overhead (%)")
 EQUIVALENT = Column("epochs_equivalent", "Epochs equivalent")
+SPEEDUP = Column("speedup", "Speed-up over uniform, in seconds")
+FINAL = Column("final_error", "Final test error (%)", 100.0)
 RELATIVE = Column("relative", "Gradient distance relative to uniform")
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
@@ -135,6 +140,60 @@ def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -
     for panel in axes:
         label_lines(panel)
     return tables
+
+
+def budget_curves(runs: Runs) -> Drawn:
+    """Final test error by budget, each run at the end of its own schedule, and what each budget's shift comes to.
+
+    Errors are means of logarithms. Speed-ups are those of isbench.report.budget_curve, one for each budget.
+    """
+    data = _joined(list(_budgets(runs)), ["dataset", "model", "arm"])
+    settings = data[["dataset", "model"]].drop_duplicates()
+    figure = Figure(figsize=(10.4, 3.9 * max(1, len(settings))))
+    figure.set_layout_engine("constrained", w_pad=0.12)
+    style_of = styles(data["arm"])
+    for part, (dataset, model) in zip(
+        figure.subfigures(max(1, len(settings)), squeeze=False)[:, 0], settings.to_numpy(), strict=False
+    ):
+        part.suptitle(task(dataset, model), fontweight="bold")
+        mine = data[data["dataset"].eq(dataset) & data["model"].eq(model)]
+        for panel, y in zip(part.subplots(1, 2), (FINAL, SPEEDUP), strict=True):
+            for arm, points in mine[mine["quantity"].eq(y.column)].groupby("arm", sort=False):
+                style, ends = style_of[str(arm)], points[["low", "high"]].T.fillna(points["mean"]).to_numpy()
+                shown = np.clip(ends, points["mean"].min() / 4, points["mean"].max() * 4)  # a bound may be infinite
+                panel.vlines(points["x"], *shown, color=style.colour, alpha=0.5, linewidth=1)
+                marks: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": style.colour, "linewidth": 1.5}
+                panel.plot(points["x"], points["mean"], label=written(str(arm)), linestyle=style.dash, **marks)
+            x = next(column for column in AXES if column.column == mine["axis"].iloc[0])
+            panel.set(xscale="log", yscale="log", xlabel=f"Budget: {x.label.lower()}", ylabel=y.label)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+                axis.set_minor_formatter(NullFormatter())
+            if y is SPEEDUP:
+                panel.axhline(1, color=INK, linewidth=0.8)
+            label_lines(panel)
+    return figure, data
+
+
+def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
+    """Yield, per data set, network and arm, the errors and the speed-ups at its budgets, in the form of the figure."""
+    for (dataset, model), group in runs.runs.groupby(["dataset", "model"]):
+        mine, unit = replace(runs, runs=group), str(group["budget_unit"].iloc[0])
+        arms = sorted(whole(group["arm"]).unique(), key=lambda name: (name != "uniform", name))
+        for arm in arms:
+            ended = final_errors(mine, arm, unit)
+            ended["place"] = ended.groupby("budget")["place"].transform("median")
+            errors = _points_table([ended.assign(logs=np.log(ended["error"].clip(SMALLEST)))], "place", "logs")
+            errors[["mean", "low", "high"]] = FINAL.scale * np.exp(errors[["mean", "low", "high"]])
+            shifts = [
+                {"x": place, "mean": shift.speedup, "low": shift.low, "high": shift.high, "n": shift.n}
+                for place, budget in sorted(set(zip(ended["place"], ended["budget"], strict=True)))
+                if arm != "uniform" and (shift := budget_shift(mine, arm, axis=unit, budget=budget)).n
+            ]
+            for quantity, table in ((FINAL.column, errors), (SPEEDUP.column, pd.DataFrame(shifts))):
+                names = {"dataset": dataset, "model": model, "arm": arm}
+                yield table.assign(axis=UNIT_COLUMNS[unit], quantity=quantity, scale="log", **names)
 
 
 def gradient_variance(runs: Runs) -> Drawn:
@@ -326,7 +385,7 @@ def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
     for place, part in pd.concat(seeds).groupby(x):
         mean, half_width, n = t_interval(part[y])
         rows.append({"x": place, "mean": mean, "low": mean - half_width, "high": mean + half_width, "n": n})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["x", "mean", "low", "high", "n"])
 
 
 def _joined(tables: list[pd.DataFrame], first: list[str]) -> pd.DataFrame:
@@ -349,6 +408,7 @@ _ALL = (
     curves,
     overhead_and_gain,
     curves_and_gain,
+    budget_curves,
     gradient_variance,
     loss_patterns,
     score_scatter,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from isbench.report.answer import BETTER, MEASURES, WORSE, Row
+from isbench.report.answer import BETTER, MEASURES, SPEEDUP, WORSE, Row
 from isbench.report.curves import MATPLOTLIB
 from isbench.report.names import task, written
 from isbench.report.tables import TIMES
@@ -62,17 +62,20 @@ def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, wors
         for row in rows:
             if row.measure == measure:
                 _draw_row(panel, row, places[_place(row)], colours.get(row.outcome, soft))
-    for (_, method, dataset, model, axis), y in places.items():
+    axes = {_place(row): row.axis for row in rows if row.measure != SPEEDUP}  # what was equal
+    for place, y in places.items():
+        _, method, dataset, model = place
         where = {"transform": panels[0].get_yaxis_transform(), "ha": "right", "clip_on": False}
         panels[0].text(-0.05, y + 0.05, written(method), va="bottom", fontweight="bold", **where)
-        panels[0].text(-0.05, y, f"{task(dataset, model)}, by {axis}", va="top", fontsize=7.5, color=soft, **where)
+        what = f"{task(dataset, model)}, by {axes[place]}"
+        panels[0].text(-0.05, y, what, va="top", fontsize=7.5, color=soft, **where)
     panels[0].set(ylim=(min(places.values()) - 0.6, 0.6), yticks=[])
     figure.legend(handles=_legend(soft, better, worse), loc="lower center", ncols=5, fontsize=8)
     return figure
 
 
-def _place(row: Row) -> tuple[str, str, str, str, str]:
-    return row.experiment, row.method, row.dataset, row.model, row.axis
+def _place(row: Row) -> tuple[str, str, str, str]:
+    return row.experiment, row.method, row.dataset, row.model
 
 
 def _prepare(panel: Axes, measure: str, ink: str, lines: str) -> None:

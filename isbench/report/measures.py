@@ -358,7 +358,7 @@ def headline(table: pd.DataFrame) -> str:
     counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
     if counts["not timed"] == len(methods) - counts["not run"]:
         if methods["epochs"].isna().any():
-            return f"On {where}, seconds are not compared: no seed has a sampler and {baseline}, each alone on the machine."
+            return f"On {where}, seconds are not compared: no seed has a sampler and {baseline} alone on the machine."
         gaps, half_widths = methods["error_difference"], methods["error_difference_half_width"]
         lower, higher = int((gaps + half_widths < 0).sum()), int((gaps - half_widths > 0).sum())
         return (

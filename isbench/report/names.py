@@ -12,6 +12,7 @@ WRITTEN = {
     "p_sgd": "p-SGD",
     "rais": "RAIS",
     "rho_loss": "RHO-Loss",
+    "screen": "Screening",
     "selective_backprop": "Selective backprop",
     "sgd_s": "SGD-S",
     "uniform": "Uniform",
