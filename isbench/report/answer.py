@@ -140,8 +140,8 @@ def answer(found: Sequence[Row]) -> str:
         f"sampling at an equal budget, {_count(len(lower), 'ends', 'end')} with a lower test error"
         f"{f' ({_place(lower[0])}, at equal {lower[0].axis})' if lower else ''}, {higher} with a higher one and "
         f"{unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
-        f"and {_count(len(sooner), 'needs', 'need')} less for the same error, of {len(speedups)} where that was measured"
-        f"{_in_words(sooner[0]) if sooner else ''}."
+        f"and {_count(len(sooner), 'needs', 'need')} less for the same error, of {len(speedups)} where that was "
+        f"measured{_in_words(sooner[0]) if sooner else ''}."
     )
 
 
