@@ -19,6 +19,7 @@ from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
 from isbench.report.measures import headline
+from isbench.report.names import task, written
 from isbench.report.tables import work
 from isbench.report.verdicts import RULES
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # for what lies beside the package, imported wher
 
 FILES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers", "screening")),
 )
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
 
@@ -110,6 +111,29 @@ def sampler_table() -> str:
     return "\n".join(lines)
 
 
+def screening_table() -> str:
+    """Return what each method of the budget curves saves, by budget: uniform's seconds over its own, at one error."""
+    found = [
+        (experiment, pd.read_csv(path).query("quantity == 'speedup'"))
+        for experiment in experiments()
+        if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
+    ]
+    if not found:
+        return "Nothing has run yet."
+    places = sorted({place for _, table in found for place in table["x"]})
+    lines = [
+        "| task | method | n | " + " | ".join(f"after {place:,.0f} updates" for place in places) + " |",
+        "| --- " * (3 + len(places)) + "|",
+    ]
+    for experiment, table in found:
+        for (dataset, model, arm), points in table.groupby(["dataset", "model", "arm"], sort=False):
+            by_place = {row.x: f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in points.itertuples()}
+            cells = [by_place.get(place, "\N{EN DASH}") for place in places]
+            names = (f"[{task(dataset, model)}](../results/{experiment.id}/figure.svg)", written(arm))
+            lines.append("| " + " | ".join([*names, str(points["n"].max()), *cells]) + " |")
+    return "\n".join(lines)
+
+
 def performance_table() -> str:
     """Return what `make bench` found, the worst case per goal."""
     from benchmarks.summary import headline
@@ -166,6 +190,7 @@ TABLES = {
     "reliability": reliability_table,
     "rules": rule_table,
     "samplers": sampler_table,
+    "screening": screening_table,
 }
 
 

@@ -40,7 +40,7 @@ from isbench.report.measures import (
     value_at,
     verdict,
 )
-from isbench.report.names import written
+from isbench.report.names import task, written
 from isbench.report.page import disagreements
 from isbench.report.tables import arms_table, clocks, number, plus_minus, speedup
 from tests.report_samples import config, write_run
@@ -234,6 +234,16 @@ def test_outcome_follows_the_interval(tmp_path, slopes, expected):
         write_run(tmp_path, "uniform", seed, line(0.015, final=20))
         write_run(tmp_path, "loss", seed, line(slope, final=100))
     assert outcome(rows_of(compare_arms(load_runs(tmp_path)), "loss")) == expected
+
+
+def test_wrong_labels_make_another_task(tmp_path):
+    for name, noise in (("clean", 0.0), ("noisy", 0.125)):
+        write_run(tmp_path / name, "uniform", 0, line(0.01), dataset={"name": "mnist5k", "label_noise": noise})
+    table = compare_arms(load_runs(tmp_path))
+    assert [task(*names) for names in table[["dataset", "model"]].to_numpy()] == [
+        "MNIST (5,000 digits), LeNet",
+        "MNIST (5,000 digits) (12.5 % wrong labels), LeNet",
+    ]
 
 
 def test_a_pair_of_which_one_shared_the_machine_is_not_timed(tmp_path):

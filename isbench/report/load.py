@@ -183,7 +183,7 @@ def _run_row(path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     config, data, environment = start["config"], start.get("data") or {}, start.get("environment") or {}
     return {
         "run_id": _plain(start["run_id"]),
-        "dataset": _plain(config["dataset"]["name"]),
+        "dataset": _dataset(config["dataset"]),
         "model": _plain(config["model"]["name"]),
         "arm": _plain(config.get("arm") or config["sampler"]["name"]),
         "seed": int(np.int64(config["seed"])),
@@ -228,6 +228,12 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     for inner, item in value.items():
         yield from _flat(f"{key}.{inner}", item)
+
+
+def _dataset(node: Mapping[str, Any]) -> str:
+    """Return the name of the data, with the share of wrong labels if there are any: they make it another task."""
+    name, noise = _plain(node["name"]), float(node.get("label_noise") or 0)
+    return name + (f" {100 * noise:g} % wrong labels" if noise else "")
 
 
 def _plain(name: str) -> str:
