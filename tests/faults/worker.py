@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.faults.commands import SERVER
+from tests.commands import SERVER
 
 PATIENCE = 60.0  # seconds of the wall clock: an answer is due in five of a core, which may be busy
 
