@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ SERVER.set_forkserver_preload(
     + ["torch._inductor"]  # torch itself imports it once algorithms are to be deterministic
     + [f"isbench.samplers.{path.stem}" for path in (ROOT / "isbench" / "samplers").glob("[a-z]*.py")]
 )
+
+
+def fork(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Call a function in a process of its own, which has the variables of this one; return that process."""
+    process = SERVER.Process(target=_call, args=(dict(os.environ), function, *arguments))
+    process.start()
+    return process
+
+
+def _call(variables: dict[str, str], function: Callable[..., Any], *arguments: Any) -> None:
+    os.environ.clear()  # those of the server
+    os.environ.update({"ISBENCH_FULL_ERROR": "0"} | variables)  # which isbench.cli sets as it is imported
+    gc.freeze()  # a collector that looks at all that the server imported would copy it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forked it ignores it
+    function(*arguments)
 
 
 class Command:
@@ -68,10 +84,7 @@ class Command:
                 command = [sys.executable, "-m", "isbench", *arguments]
                 self.process: Any = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         else:
-            self.process = SERVER.Process(
-                target=_run, args=(list(arguments), log, set(stops), dict(os.environ), prepare)
-            )
-            self.process.start()
+            self.process = fork(_run, list(arguments), log, set(stops), prepare)
 
     @property
     def output(self) -> str:
@@ -149,8 +162,7 @@ def record_in(folder: Path) -> Path:
 def count_calls(arguments: Sequence[str], log: Path) -> dict[str, int]:
     """Run a command undisturbed; return how often it made each of CALLS."""
     out = log.with_suffix(".calls")
-    process = SERVER.Process(target=_run, args=(list(arguments), log, set(), dict(os.environ), None, out))
-    process.start()
+    process = fork(_run, list(arguments), log, set(), None, out)
     process.join(120)
     assert process.exitcode == 0, log.read_text()
     return json.loads(out.read_text())
@@ -164,23 +176,14 @@ def _state(pid: int) -> str:
 
 
 def _run(
-    arguments: list[str],
-    log: Path,
-    stops: set[Stop],
-    variables: dict[str, str],
-    prepare: Callable[[], Any] | None,
-    out: Path | None = None,
+    arguments: list[str], log: Path, stops: set[Stop], prepare: Callable[[], Any] | None, out: Path | None = None
 ) -> None:
     """Be the process."""
-    os.environ.clear()  # those of the server
-    os.environ.update(variables)
-    gc.freeze()  # a collector that looks at all that the server imported would copy it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc] # as where Python starts
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forked it ignores it
     counts = _install(stops)
     if prepare is not None:
         prepare()

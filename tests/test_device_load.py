@@ -14,7 +14,7 @@ import pytest
 from isbench.recording.record import effective_rows, read_rows
 from isbench.training import device_load
 from isbench.training.device_load import counted
-from tests.commands import SERVER
+from tests.commands import SERVER, fork
 from tests.conftest import wait_for_rows
 from tests.test_run import finish, start
 
@@ -28,9 +28,7 @@ def be_at_work(folder: Path, found: Connection) -> None:
 def hold(folder: Path) -> tuple[BaseProcess, int]:
     """Start a process that is at work on the device; return it with the number that it found."""
     found, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=be_at_work, args=(folder, theirs))
-    process.start()
-    theirs.close()
+    process = fork(be_at_work, folder, theirs)
     return process, found.recv()
 
 

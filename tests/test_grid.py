@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,11 +30,12 @@ from isbench.grid import sweeper as grid
 from isbench.grid.jobs import check_distinct, compose_grid, words_for
 from isbench.grid.jobs import expand as expand_grid
 from isbench.grid.kept import collected_runs
+from isbench.grid.member import slot
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
 from isbench.training.process import stop_signals
-from tests.commands import Command
+from tests.commands import SERVER, Command, fork
 from tests.conftest import TINY, comparable, compose_config, wait_for_rows
 from tests.test_cli import call
 
@@ -298,27 +301,33 @@ def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> 
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_processes_side_by_side_have_different_numbers() -> None:
-    code = "from isbench.grid.member import slot; print(slot(), slot(), flush=True); input()"
+def say_number(says: Connection) -> None:
+    says.send((slot(), slot()))
+    time.sleep(100)
 
-    def begin(count: int) -> dict[str, subprocess.Popen]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        begun = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(count)]
-        return {process.stdout.readline(): process for process in begun}
+
+def test_processes_side_by_side_have_different_numbers() -> None:
+    def begin(count: int) -> dict[int, BaseProcess]:
+        pipes = [SERVER.Pipe(duplex=False) for _ in range(count)]
+        begun = [fork(say_number, theirs) for _, theirs in pipes]
+        said = [ours.recv() for ours, _ in pipes]
+        assert all(number == again for number, again in said)
+        return {number: process for (number, _), process in zip(said, begun, strict=True)}
 
     processes = begin(3)
     try:
-        assert len(processes) == 3 and all(len(set(said.split())) == 1 for said in processes)
+        assert len(processes) == 3
         lowest = min(processes)
         ended = processes.pop(lowest)
         ended.kill()
-        ended.communicate()
+        ended.join()
         late = begin(1)
         assert set(late) == {lowest}, "the number of one that ended is free again"
         processes |= late
     finally:
         for process in processes.values():
-            process.communicate("\n")
+            process.kill()
+            process.join()
 
 
 def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:

@@ -27,7 +27,7 @@ from tests.commands import together
 from tests.conftest import SAMPLERS, build_parts, tensors
 
 UPDATES = 50  # a pass of 4,000 examples in batches of 128 takes 32, so that every history acts
-RUN = ("dataset=mnist5k", "model=lenet", f"budget.limit={UPDATES}", "budget.unit=updates", "logging=off")
+RUN = ("dataset=mnist5k", "model=mlp", f"budget.limit={UPDATES}", "budget.unit=updates", "logging=off")
 # The methods that score nothing before they choose, some with these options; `attach` must refuse all others.
 ALONE: dict[str, dict[str, Any]] = {
     "c_sgd": {},
