@@ -24,7 +24,7 @@ def test_runs_are_trained_in_the_order_of_the_list_and_once(tmp_path: Path, capf
         assert command[:3] == [sys.executable, "-m", "isbench"]
         return Command(command[3:], tmp_path / "log")
 
-    monkeypatch.setattr(spend, "subprocess", SimpleNamespace(Popen=fork))
+    monkeypatch.setattr(spend, "subprocess", SimpleNamespace(Popen=fork, TimeoutExpired=subprocess.TimeoutExpired))
     path = tmp_path / "list"
     lines = [grid(tmp_path, "sampler=prioritized,uniform", "seed=0,1"), grid(tmp_path, "sampler=infobatch")]
     path.write_text("# what is worth most stands first\n\n" + "\n".join(" ".join(line) for line in lines))
