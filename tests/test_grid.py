@@ -386,10 +386,10 @@ def test_a_foreign_table_of_results_is_named(number: int, monkeypatch, tmp_path:
         assert "\n" not in said and not Path("runs").exists()
 
 
-def run_grid(own: str, folder: Path, log: str, *words: str) -> Command:
+def run_grid(own: str, folder: Path, log: str, *words: str, afresh: bool = False) -> Command:
     always = ["-m", own, "experiment=tiny", *TINY, "budget.limit=200", f"runs_dir={folder}/runs"]
     always += ["evaluation.points=20", "checkpoint.seconds=0", "model.hidden=[300]"]
-    return Command([*always, *words], folder / log)
+    return Command([*always, *words], folder / log, afresh=afresh)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +430,7 @@ def holder(lock: Path) -> int:
 
 def test_a_killed_process_takes_no_more_than_those_beside_it(own: str, undisturbed: dict, tmp_path: Path) -> None:
     arms = "arm=uniform,small_pool"
-    command = run_grid(own, tmp_path, "before", arms, "launcher=joblib")
+    command = run_grid(own, tmp_path, "before", arms, "launcher=joblib", afresh=True)
     wait_for_rows(tmp_path, 3)
     os.kill(holder(next(tmp_path.rglob("lock"))), signal.SIGKILL)
     code, said = command.wait(), command.output
