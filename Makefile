@@ -26,7 +26,7 @@ demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then wri
 	@echo "  write a sampler of your own, one file and one yaml: docs/add_a_sampler.md"
 
 test: $(STAMP) ## run the whole test suite
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew the docs' account of it (under 20 minutes)
 	@$(BIN)/python -m tests.faults

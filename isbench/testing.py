@@ -6,11 +6,13 @@ The checks raise `AssertionError`. They compose runs as the command line does, s
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import Tensor
 
 from isbench.build import Parts, build
@@ -189,8 +191,14 @@ class TickClock(Clock):
 
 def compose_config(*overrides: str) -> RunConfig:
     """Compose and check a configuration as the command line does."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return validate(compose("config", overrides=list(overrides)))
+    return validate(_composed(config_folder(), overrides))
+
+
+@cache
+def _composed(folder: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """Compose once what checks build again and again: it takes Hydra longer than 40 updates take."""
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
 
 def build_parts(*overrides: str, sampler: dict[str, Any] | None = None) -> Parts:

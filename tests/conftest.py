@@ -71,7 +71,7 @@ def wait_for_rows(folder: Path, count: int) -> Path:
         paths = list(folder.rglob("record.jsonl"))
         if sum(row["kind"] == "evaluation" for path in paths for row in read_rows(path)) >= count:
             return paths[0]
-        time.sleep(0.005)
+        time.sleep(0.02)  # the runs need the cores
     raise AssertionError(f"no {count} rows were written")
 
 

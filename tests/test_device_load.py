@@ -2,9 +2,11 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -12,24 +14,22 @@ import pytest
 from isbench.recording.record import effective_rows, read_rows
 from isbench.training import device_load
 from isbench.training.device_load import counted
+from tests.commands import SERVER, fork
 from tests.conftest import wait_for_rows
-from tests.test_run import finish, kill, start
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from isbench.training.device_load import counted
-with counted(Path(sys.argv[1])) as count:
-    print(count(), flush=True)
-    time.sleep(100)
-"""
+from tests.test_run import finish, start
 
 
-def hold(folder: Path) -> tuple[subprocess.Popen, int]:
+def be_at_work(folder: Path, found: Connection) -> None:
+    with counted(folder) as count:
+        found.send(count())
+        time.sleep(100)
+
+
+def hold(folder: Path) -> tuple[BaseProcess, int]:
     """Start a process that is at work on the device; return it with the number that it found."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
+    found, theirs = SERVER.Pipe(duplex=False)
+    process = fork(be_at_work, folder, theirs)
+    return process, found.recv()
 
 
 def test_each_learns_of_all_that_came_while_it_was_there(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_a_killed_process_counts_no_more(tmp_path: Path) -> None:
     assert found == 1
     with counted(tmp_path) as count:
         assert count() == 2
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     assert len(list(tmp_path.glob("*.run"))) == 1, "nobody was there to remove its file"
     with counted(tmp_path) as count:
         assert count() == 1
@@ -71,20 +71,21 @@ def test_records_say_who_was_not_alone(tmp_path: Path, monkeypatch) -> None:
     """A neighbour comes and goes: rows from then on say two, those of a later attempt too."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the rest of this machine stays out of it
     folder = tmp_path / "one"
-    process = start(folder)
+    command = start(folder)
     record = wait_for_rows(folder, 5)
     (at_work,) = tmp_path.glob("isbench-*/at-work/*")
     neighbour, found = hold(at_work)
     assert found == 2
-    kill(neighbour)
+    neighbour.kill()
+    neighbour.join()
     wait_for_rows(folder, sum(row["kind"] == "evaluation" for row in read_rows(record)) + 3)
-    kill(process)
+    command.kill()
     finish(folder)
     rows = read_rows(record)
     numbers = [row["concurrent_runs"] for row in effective_rows(rows)]
     assert numbers[0] == 1 and numbers[-1] == 2 and numbers == sorted(numbers)
     assert rows[-1]["kind"] == "end" and rows[-1]["concurrent_runs"] == 2
-    alone = finish(tmp_path / "two")
+    alone = finish(tmp_path / "two", "budget.limit=20", "evaluation.points=2")
     assert {row["concurrent_runs"] for row in effective_rows(read_rows(alone))} == {1}
 
 

@@ -97,7 +97,9 @@ def take(kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif words := modules_of(what):
         is_plain = words[0] == "isbench" and not {"--config-dir", "--help"} & set(words)
         own = ["--config-dir", "conf"] if is_plain and Path("conf").is_dir() else []
-        run_module(words[0], [*own, *words[1:]], monkeypatch)
+        # A W&B for each run of a grid takes longer than the runs; single runs have theirs.
+        silent = ["logging=off"] if words[:2] == ["isbench", "-m"] else []
+        run_module(words[0], [*own, *words[1:], *silent], monkeypatch)
 
 
 def run_module(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

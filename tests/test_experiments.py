@@ -19,7 +19,7 @@ from isbench.config import (
 )
 from isbench.errors import ConfigError
 from isbench.explain import choices
-from isbench.grid.jobs import Job, compose_grid
+from isbench.grid.jobs import Job, check_distinct, compose_grid
 from isbench.nodes import check_arguments, config_folder, locate
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.claims import QUANTITIES
@@ -80,6 +80,13 @@ def test_every_yaml_is_an_experiment_of_a_paper_in_the_order_of_the_papers() -> 
     assert sorted(known) == [choice for choice in choices("experiment") if choice != "demo"]
     assert list(dict.fromkeys(experiment.paper for experiment in experiments())) == list(PAPERS)
     assert known.index("is/is_pixel_mnist") < known.index("is/is_pool_size"), "Figure 9, then Figure 10"
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_every_experiment_is_a_grid_of_distinct_runs(choice: str) -> None:
+    jobs = composed(choice)
+    check_distinct(jobs)
+    assert {job.config.group for job in jobs} == {choice.rpartition("/")[2]}
 
 
 @every_experiment

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,6 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-import isbench
 from isbench import explain
 from isbench.config import config_folder, on_device, recorded, run_folder
 from isbench.errors import ConfigError, Interrupted, UserError
@@ -29,10 +30,12 @@ from isbench.grid import sweeper as grid
 from isbench.grid.jobs import check_distinct, compose_grid, words_for
 from isbench.grid.jobs import expand as expand_grid
 from isbench.grid.kept import collected_runs
+from isbench.grid.member import slot
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.collect import collect
 from isbench.report.load import read_results
 from isbench.training.process import stop_signals
+from tests.commands import SERVER, Command, fork
 from tests.conftest import TINY, comparable, compose_config, wait_for_rows
 from tests.test_cli import call
 
@@ -298,27 +301,33 @@ def test_signals_during_training_ask_it_to_stop_and_go_back_to_their_owner() -> 
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_processes_side_by_side_have_different_numbers() -> None:
-    code = "from isbench.grid.member import slot; print(slot(), slot(), flush=True); input()"
+def say_number(says: Connection) -> None:
+    says.send((slot(), slot()))
+    time.sleep(100)
 
-    def begin(count: int) -> dict[str, subprocess.Popen]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        begun = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(count)]
-        return {process.stdout.readline(): process for process in begun}
+
+def test_processes_side_by_side_have_different_numbers() -> None:
+    def begin(count: int) -> dict[int, BaseProcess]:
+        pipes = [SERVER.Pipe(duplex=False) for _ in range(count)]
+        begun = [fork(say_number, theirs) for _, theirs in pipes]
+        said = [ours.recv() for ours, _ in pipes]
+        assert all(number == again for number, again in said)
+        return {number: process for (number, _), process in zip(said, begun, strict=True)}
 
     processes = begin(3)
     try:
-        assert len(processes) == 3 and all(len(set(said.split())) == 1 for said in processes)
+        assert len(processes) == 3
         lowest = min(processes)
         ended = processes.pop(lowest)
         ended.kill()
-        ended.communicate()
+        ended.join()
         late = begin(1)
         assert set(late) == {lowest}, "the number of one that ended is free again"
         processes |= late
     finally:
         for process in processes.values():
-            process.communicate("\n")
+            process.kill()
+            process.join()
 
 
 def test_a_killed_process_of_a_grid_is_one_line(monkeypatch, capsys) -> None:
@@ -377,10 +386,10 @@ def test_a_foreign_table_of_results_is_named(number: int, monkeypatch, tmp_path:
         assert "\n" not in said and not Path("runs").exists()
 
 
-def run_grid(own: str, folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "isbench", "-m", own, "experiment=tiny", *TINY, "budget.limit=200"]
-    command += [f"runs_dir={folder}", "evaluation.points=20", "checkpoint.seconds=0", "model.hidden=[300]", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run_grid(own: str, folder: Path, log: str, *words: str, afresh: bool = False) -> Command:
+    always = ["-m", own, "experiment=tiny", *TINY, "budget.limit=200", f"runs_dir={folder}/runs"]
+    always += ["evaluation.points=20", "checkpoint.seconds=0", "model.hidden=[300]"]
+    return Command([*always, *words], folder / log, afresh=afresh)
 
 
 @pytest.fixture(scope="module")
@@ -388,26 +397,25 @@ def undisturbed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "own" / "experiment").mkdir(parents=True)
     (folder / "own" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
-    process = run_grid(f"--config-dir={folder}/own", folder / "runs")
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    command = run_grid(f"--config-dir={folder}/own", folder, "log")
+    assert command.wait() == 0, command.output
     return counted(records(folder))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_grid_continues(number: signal.Signals, own: str, undisturbed: dict, tmp_path: Path) -> None:
-    process = run_grid(own, tmp_path / "runs")
+    command = run_grid(own, tmp_path, "before")
     wait_for_rows(tmp_path, 30)  # in the second run
-    os.kill(process.pid, number)
-    said, _ = process.communicate(timeout=60)
+    command.signal(number)
+    code, said = command.wait(60), command.output
     if number != signal.SIGKILL:
-        assert process.returncode == 1 and "Traceback" not in said
+        assert code == 1 and "Traceback" not in said
         assert said.splitlines()[-1].endswith("; the same command continues it")
         assert "interrupted    missing\n" in said
     assert 1 <= len(records(tmp_path)) < 6
-    again = run_grid(own, tmp_path / "runs")
-    said, _ = again.communicate(timeout=200)
-    assert again.returncode == 0 and "grid: 0 of 6" not in said and " of 6 runs are finished\n" in said, said
+    again = run_grid(own, tmp_path, "after")
+    code, said = again.wait(), again.output
+    assert code == 0 and "grid: 0 of 6" not in said and " of 6 runs are finished\n" in said, said
     found = records(tmp_path)
     assert all(last_status(rows)[0] == "finished" for rows in found.values())
     assert counted(found) == undisturbed
@@ -422,34 +430,33 @@ def holder(lock: Path) -> int:
 
 def test_a_killed_process_takes_no_more_than_those_beside_it(own: str, undisturbed: dict, tmp_path: Path) -> None:
     arms = "arm=uniform,small_pool"
-    process = run_grid(own, tmp_path / "runs", arms, "launcher=joblib")
+    command = run_grid(own, tmp_path, "before", arms, "launcher=joblib", afresh=True)
     wait_for_rows(tmp_path, 3)
     os.kill(holder(next(tmp_path.rglob("lock"))), signal.SIGKILL)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 1 and "Traceback" not in said, said
+    code, said = command.wait(), command.output
+    assert code == 1 and "Traceback" not in said, said
     last = said.splitlines()[-1]
     assert last.startswith("isbench: interrupted: ") and last.endswith(": a process of the grid was killed")
     left = last.count("seed=")
     statuses = [last_status(rows) for rows in records(tmp_path).values()]
     assert 1 <= left <= 2 and statuses.count(None) == left and statuses.count(("finished", "")) == 4 - left
-    again = run_grid(own, tmp_path / "runs", arms)
-    said, _ = again.communicate(timeout=200)
-    assert again.returncode == 0 and f"grid: {4 - left} of 4 runs are finished" in said, said
+    again = run_grid(own, tmp_path, "after", arms)
+    code, said = again.wait(), again.output
+    assert code == 0 and f"grid: {4 - left} of 4 runs are finished" in said, said
     found = records(tmp_path)
     assert len(found) == 4 and counted(found).items() <= undisturbed.items()
 
 
 def test_runs_kept_in_results_are_not_run_again(own: str, undisturbed: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(isbench.__file__).parent.parent))
     words = ["arm=uniform", "budget.limit=40"]
-    said, _ = (process := run_grid(own, Path("runs"), *words, "seed=0")).communicate(timeout=200)
-    assert process.returncode == 0, said
+    command = run_grid(own, Path(), "before", *words, "seed=0")
+    assert command.wait() == 0, command.output
     collect(Path("runs/tiny"), Path("results/tiny"))
     shutil.rmtree("runs")
-    said, _ = (process := run_grid(own, Path("runs"), *words)).communicate(timeout=200)
+    command = run_grid(own, Path(), "after", *words)
     line = "grid: 1 of 2 runs are finished, 1 of them in results/tiny: group=NAME trains them anew\n"
-    assert process.returncode == 0 and line in said, said
+    assert command.wait() == 0 and line in command.output, command.output
     assert set(records(tmp_path)) == {("uniform", 1)}
     collect(Path("runs/tiny"), Path("results/tiny"))
     assert read_results(Path("results/tiny")).runs["seed"].tolist() == [0, 1]

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -24,10 +23,11 @@ from isbench.errors import ConfigError, Incompatible
 from isbench.guide import Guide
 from isbench.loop import take_update
 from isbench.samplers.uniform import Uniform
+from tests.commands import together
 from tests.conftest import SAMPLERS, build_parts, tensors
 
 UPDATES = 50  # a pass of 4,000 examples in batches of 128 takes 32, so that every history acts
-RUN = ("dataset=mnist5k", "model=lenet", f"budget.limit={UPDATES}", "budget.unit=updates", "logging=off")
+RUN = ("dataset=mnist5k", "model=mlp", f"budget.limit={UPDATES}", "budget.unit=updates", "logging=off")
 # The methods that score nothing before they choose, some with these options; `attach` must refuse all others.
 ALONE: dict[str, dict[str, Any]] = {
     "c_sgd": {},
@@ -362,7 +362,7 @@ SHARED["loss"] = {"scorer": lambda indices: TABLE[indices], "pool_size": 31, "ta
 
 def test_ranks_train_on_shares_of_the_same_batches(tmp_path) -> None:
     """Torch's DistributedDataParallel averages the gradients of the ranks."""
-    multiprocessing.spawn(share, (2, str(tmp_path)), nprocs=2)
+    together(share, 2, str(tmp_path))
     share(0, 1, str(tmp_path))
     whole, one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     for sampler in SHARED:

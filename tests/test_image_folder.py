@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from torchvision.transforms import v2
 from isbench.data import image_tree, readers
 from isbench.data.decoding import read_square
 from isbench.errors import ConfigError, DataError
+from tests.commands import fork
 from tests.conftest import build_parts, same_state, tiny_overrides, train_parts
 from tests.test_readers import assert_one_line
 
@@ -197,30 +195,26 @@ def test_damaged_images_are_named_and_only_they_are_tried_again(tree, monkeypatc
     assert torch.equal(read(tree).train_inputs, source.train_inputs)
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-from isbench.data import image_tree, readers
-read_square = image_tree.read_square
-def slow(path, side):
-    time.sleep(0.05)
-    return read_square(path, side)
-image_tree.read_square = slow
-readers.image_folder(Path(sys.argv[1]), "many", side=64)
-"""
+def read_slowly(folder):
+    def slow(path, side):
+        time.sleep(0.05)
+        return read_square(path, side)
+
+    image_tree.read_square = slow
+    readers.image_folder(folder, "many", side=64)
 
 
 def test_a_killed_process_leaves_whole_rows_to_go_on_from(tmp_path, monkeypatch):
     root = tmp_path / "many"
     write_classes(root, {"a": 150, "b": 150})
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)])
+    process = fork(read_slowly, tmp_path)
     row = 3 * 64 * 64
     deadline = time.monotonic() + 60
     while sum(path.stat().st_size for path in tmp_path.glob("cache/*.part/train_inputs.npy")) < 20 * row:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     decoded = count_decoded(monkeypatch)
     source = read(root, side=64)
     assert 0 < len(decoded) <= 300 - 20

@@ -21,7 +21,7 @@ from isbench.recording.record import read_rows
 from isbench.run import run
 from isbench.samplers.base import Sampler
 from tests.conftest import LENET, TINY, build_parts, compose_config, tensors, train_parts, wait_for_rows
-from tests.test_run import RUN, kill, start
+from tests.test_run import RUN, start
 
 SIGNALS = ["loss", "logit_gradient_norm", "per_example_gradient_norm"]
 
@@ -323,17 +323,17 @@ def test_a_warm_up_is_not_seen() -> None:
 
 @pytest.mark.parametrize("probe", ["loss_patterns", "scores_in_training"])
 def test_a_killed_run_ends_with_the_same_measurements(probe: str, tmp_path: Path) -> None:
-    overrides = (f"probe={probe}", "budget.limit=207", "evaluation.points=9")  # boundaries inside of passes
-    process = start(tmp_path / "killed", *overrides)
+    overrides = (f"probe={probe}", "budget.limit=107", "evaluation.points=9")  # boundaries inside of passes
+    command = start(tmp_path / "killed", *overrides)
     wait_for_rows(tmp_path / "killed", 4)
-    kill(process)
+    command.kill()
     measured = []
     for name in ("undisturbed", "killed"):
         outcome = run(compose_config(*RUN, *overrides, f"runs_dir={tmp_path / name}"))
         rows = [row for row in read_rows(outcome.folder / "record.jsonl") if row["kind"] == "probe"]
         attempts = {row["updates"]: row.pop("attempt") for row in rows}  # the last that measured there
-        measured.append([row for row in rows if row["updates"] == 207])
-        assert len(measured[-1]) and attempts[207] == (2 if name == "killed" else 1)
+        measured.append([row for row in rows if row["updates"] == 107])
+        assert len(measured[-1]) and attempts[107] == (2 if name == "killed" else 1)
     assert measured[0] == measured[1]
 
 

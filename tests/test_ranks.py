@@ -1,17 +1,16 @@
 """One run on several processes: what they draw, learn and record must be what one process would."""
 
+import atexit
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from isbench.build import Parts, build
@@ -19,12 +18,16 @@ from isbench.errors import ConfigError
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.training.ranks import Ranks, check_gpus, join, read_slurm
 from isbench.types import Batch
+from tests.commands import Command, free_port, record_in, start_two, together
 from tests.conftest import SAMPLERS, TickClock, compose_config, final_rows, tiny_overrides, train_once, wait_for_rows
+from tests.pretend_gpu import pretend_gpu
 from tests.test_run import RUN as LONG_RUN
+from tests.test_run import finish
 
 CPU = torch.device("cpu")
 SIZE = 2
-RUN = (*LONG_RUN, "budget.limit=120", "evaluation.points=24")
+FEWER = ("budget.limit=120", "evaluation.points=24")
+RUN = (*LONG_RUN, *FEWER)
 UPDATES = 12
 BATCH_NORM = ("model=cnn7", "model.dropout=0", "numerics.channels_last=false")
 CASES = {sampler: tiny_overrides(sampler) for sampler in SAMPLERS}
@@ -115,14 +118,8 @@ def failure(ranks: Ranks) -> str:
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     """Return what each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(in_one_of_two, (free_port(), str(folder)), nprocs=SIZE)
+    together(in_one_of_two, free_port(), str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -182,47 +179,20 @@ def test_slurm_says_where_the_others_are() -> None:
 # Whole runs
 
 
-PROGRAM = ("-m", "isbench")
-WITH_ONE_GPU = """
-import pytest
-from isbench.cli import main
-from tests.pretend_gpu import pretend_gpu
-with pretend_gpu(pytest.MonkeyPatch()):
-    main()
-"""
+def start(folder: Path, *overrides: str, prepare: Callable[[], None] | None = None) -> list[Command]:
+    return start_two([*RUN, f"runs_dir={folder}/runs", *overrides], folder, prepare=prepare)
 
 
-def start_two(folder: Path, *overrides: str, program: tuple[str, ...] = PROGRAM) -> list[subprocess.Popen]:
-    """Start a run on two processes, as torchrun would, but so that each can be watched and signalled."""
-    place = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, *program, *RUN, f"runs_dir={folder}", *overrides]
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(SIZE)
-    ]
+def finish_both(folder: Path, *overrides: str) -> Path:
+    first, second = start(folder, *overrides)
+    assert codes([first, second]) == [0, 0], (first.output, second.output)
+    assert not second.output  # the first process speaks for both
+    return record_in(folder)
 
 
-def finish_two(folder: Path, *overrides: str) -> Path:
-    processes = start_two(folder, *overrides)
-    said = [process.communicate(timeout=200) for process in processes]
-    assert codes(processes) == [0, 0], said
-    assert not any(said[1])  # the first process speaks for both
-    (record,) = folder.rglob("record.jsonl")
-    return record
-
-
-def codes(processes: list[subprocess.Popen]) -> list[int]:
+def codes(commands: list[Command]) -> list[int]:
     """Wait for the end of processes and return their exit codes."""
-    for process in processes:
-        if process.returncode is None:
-            process.communicate(timeout=100)
-    return [process.returncode for process in processes]
+    return [command.wait() for command in commands]
 
 
 def close_to(rows: list[dict], others: list[dict]) -> bool:
@@ -235,40 +205,37 @@ def close_to(rows: list[dict], others: list[dict]) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Iterator[Path]:
-    yield finish_two(tmp_path_factory.mktemp("undisturbed"))
+    yield finish_both(tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_an_interrupted_run_continues_bit_for_bit_also_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
-    processes = start_two(tmp_path)
+    processes = start(tmp_path)
     path = wait_for_rows(tmp_path, 3)
-    processes[1].send_signal(signal.SIGTERM)  # one is told, both stop at the same update
+    processes[1].signal(signal.SIGTERM)  # one is told, both stop at the same update
     assert codes(processes) == [1, 1]
     assert last_status(read_rows(path))[0] == "interrupted"  # type: ignore[index]
     rows = len(final_rows(path))
-    processes = start_two(tmp_path)
+    processes = start(tmp_path)
     wait_for_rows(tmp_path, rows + 3)
     for process in processes:
-        process.kill()
+        process.signal(signal.SIGKILL)
     assert codes(processes) == [-signal.SIGKILL] * SIZE
-    assert final_rows(finish_two(tmp_path)) == final_rows(undisturbed)
+    assert final_rows(finish_both(tmp_path)) == final_rows(undisturbed)
 
 
 def test_another_number_of_processes_continues_a_run(undisturbed: Path, tmp_path: Path) -> None:
-    processes = start_two(tmp_path)
+    processes = start(tmp_path)
     wait_for_rows(tmp_path, 10)
-    processes[0].send_signal(signal.SIGTERM)
+    processes[0].signal(signal.SIGTERM)
     assert codes(processes) == [1, 1]
-    subprocess.run([sys.executable, "-m", "isbench", *RUN, f"runs_dir={tmp_path}"], check=True, capture_output=True)
-    (record,) = tmp_path.rglob("record.jsonl")
+    record = finish(tmp_path / "runs", *FEWER)
     assert [row["environment"]["ranks"] for row in read_rows(record) if row["kind"] == "start"] == [2, 1]
     assert close_to(final_rows(record), final_rows(undisturbed))
 
 
 def test_a_probe_that_watches_training_finds_what_it_finds_on_one(tmp_path: Path) -> None:
     words = ["probe=loss_patterns", "budget.unit=epochs", "budget.limit=5", "evaluation.points=5"]
-    shared = finish_two(tmp_path / "two", *words)
-    subprocess.run([sys.executable, "-m", "isbench", *RUN, *words, f"runs_dir={tmp_path}/one"], check=True)
-    (alone,) = (tmp_path / "one").rglob("record.jsonl")
+    shared, alone = finish_both(tmp_path, *words), finish(tmp_path / "one", *FEWER, *words)
     found, expected = ([row for row in read_rows(path) if row["kind"] == "probe"] for path in (shared, alone))
     assert len(found) == len(expected) == 10 * (1 + 2 + 3 + 4)
     for row, other in zip(found, expected, strict=True):
@@ -294,25 +261,34 @@ def test_torchrun_and_a_budget_in_seconds(tmp_path: Path) -> None:
     assert len(seconds) == 5 and 2 <= seconds[-1] < 4
 
 
+def discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def have_one_gpu() -> None:
+    gpu = pretend_gpu(pytest.MonkeyPatch())
+    gpu.__enter__()
+    atexit.register(gpu.__exit__, None, None, None)  # it stays until then
+
+
 def test_mistakes_are_said_once(tmp_path: Path) -> None:
-    processes = start_two(tmp_path, "batch_size=1")
-    first, second = (process.communicate(timeout=100) for process in processes)
+    """In a line on standard error."""
+    processes = start(tmp_path, "batch_size=1", prepare=discard_output)
     assert codes(processes) == [1, 1]
-    assert first == ("", "isbench: batch_size=1 is smaller than the number of processes (2)\n")
-    assert second == ("", "")
-    assert not list(tmp_path.iterdir())
+    said = ["isbench: batch_size=1 is smaller than the number of processes (2)\n", ""]
+    assert [process.output for process in processes] == said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_processes_and_one_gpu_is_one_line(tmp_path: Path) -> None:
-    processes = start_two(tmp_path, program=("-c", WITH_ONE_GPU))
-    first, second = (process.communicate(timeout=100) for process in processes)
+    processes = start(tmp_path, prepare=have_one_gpu)
     assert codes(processes) == [1, 1]
-    assert first[0] == second[0] == second[1] == ""
-    assert first[1] == (
+    assert [process.output for process in processes] == [
         "isbench: device=cuda: 2 processes share 1 GPU, and each needs its own; "
-        "start fewer (torchrun --nproc_per_node), or use device=cpu\n"
-    )
-    assert not list(tmp_path.iterdir())
+        "start fewer (torchrun --nproc_per_node), or use device=cpu\n",
+        "",
+    ]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_processes_that_cannot_meet_say_what_helps(monkeypatch) -> None:

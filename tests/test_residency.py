@@ -4,8 +4,7 @@ import json
 import mmap
 import os
 import resource
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from isbench.data.augment import Augmentation, Rotation, Shift
 from isbench.data.resident import ResidentDataset
 from isbench.errors import ConfigError, DataError
 from isbench.training.process import keep_freed_memory
+from tests.commands import SERVER, fork
 from tests.conftest import build_parts, compose_config, same_state, tiny_overrides, train_parts
 from tests.test_readers import assert_one_line, write_amat, write_mit67, write_mnist
 
@@ -257,43 +257,44 @@ def test_leave_to_download_does_not_matter(tmp_path, monkeypatch):
     assert torch.equal(load_source({**pixels, "download": False}, str(tmp_path)).test_inputs, expected.test_inputs)
 
 
-WRITER = """
-import sys, time
-from isbench.build import load_source
-from isbench.data import readers
-def slow(*arguments):
-    print("reads", flush=True)
-    time.sleep(float(sys.argv[2]))
-    return make(*arguments)
-make, readers.Source = readers.Source, slow
-load_source({"_target_": "isbench.data.readers.synthetic", "residency": "disk"}, sys.argv[1])
-"""
+def write_slowly(data_dir, seconds, says):
+    def slow(*arguments):
+        says.send("reads")
+        time.sleep(seconds)
+        return make(*arguments)
+
+    make, readers.Source = readers.Source, slow
+    load_source(node(), str(data_dir))
 
 
 def start_writer(data_dir, seconds):
-    """Start a process that writes; return it while it reads, which takes so many seconds."""
-    command = [sys.executable, "-c", WRITER, str(data_dir), str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "reads\n"
-    return process
+    """Start a process that writes; return it while it reads, which takes so many seconds, with what it says else."""
+    says, theirs = SERVER.Pipe(duplex=False)
+    process = fork(write_slowly, data_dir, seconds, theirs)
+    theirs.close()
+    assert says.recv() == "reads"
+    return process, says
 
 
 def test_one_process_writes_and_others_wait(tmp_path, folder, caplog, monkeypatch):
     caplog.set_level("INFO")
     expected = readers.synthetic(tmp_path).checksum()
-    writer = start_writer(tmp_path, 1)
+    writer, says = start_writer(tmp_path, 1)
     monkeypatch.setattr(readers, "Source", None)  # not to be made here
     assert load_source(node(), str(tmp_path)).checksum() == expected
     assert "waiting for another process" in caplog.text
-    assert writer.communicate(timeout=60)[0] == "" and writer.returncode == 0
+    writer.join(60)
+    assert writer.exitcode == 0
+    with pytest.raises(EOFError):
+        says.recv()  # it has read once
     assert {path.suffix for path in folder.iterdir()} == {"", ".lock"}
 
 
 def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path, folder, caplog):
     caplog.set_level("INFO")
-    writer = start_writer(tmp_path, 60)
+    writer, _ = start_writer(tmp_path, 60)
     writer.kill()
-    writer.communicate()
+    writer.join()
     assert load_source(node(), str(tmp_path)).checksum() == readers.synthetic(tmp_path).checksum()
     assert "waiting" not in caplog.text
 

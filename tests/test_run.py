@@ -1,14 +1,13 @@
 """Runs as processes: killed, stopped, resumed, locked; what is left must be what an undisturbed run leaves."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from isbench.recording.record import COLUMNS, effective_rows, last_status, read_rows
 from isbench.types import Progress
+from tests.commands import Command, record_in
 from tests.conftest import compose_config, final_rows, wait_for_rows
 
 RUN = (
@@ -17,8 +16,8 @@ RUN = (
     "sampler=upper_bound",
     "sampler.tau_threshold=1.2",
     "augmentation=crop",
-    "budget.limit=400",
-    "evaluation.points=40",
+    "budget.limit=200",
+    "evaluation.points=20",
     "evaluation.train_examples=200",
     "checkpoint.seconds=0",
     "numerics.threads=1",
@@ -26,22 +25,15 @@ RUN = (
 )
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "isbench", *RUN, f"runs_dir={folder}", *overrides]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(folder: Path, *overrides: str, afresh: bool = False) -> Command:
+    folder.mkdir(exist_ok=True)
+    return Command([*RUN, f"runs_dir={folder}", *overrides], folder / "log", afresh=afresh)
 
 
 def finish(folder: Path, *overrides: str) -> Path:
-    process = start(folder, *overrides)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    (record,) = folder.rglob("record.jsonl")
-    return record
-
-
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    command = start(folder, *overrides)
+    assert command.wait() == 0, command.output
+    return record_in(folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,7 @@ def test_a_record_has_the_documented_rows(undisturbed: Path) -> None:
     rows = read_rows(undisturbed)
     assert [row["kind"] for row in rows][0] == "start" and rows[-1]["kind"] == "end"
     evaluations = effective_rows(rows)
-    assert [row["updates"] for row in evaluations] == list(range(0, 401, 10))
+    assert [row["updates"] for row in evaluations] == list(range(0, 201, 10))
     for row in evaluations:
         assert list(row)[: 2 + len(COLUMNS)] == ["kind", "attempt", *COLUMNS]
         assert row["epoch"] == row["examples_trained"] / 4000 and row["examples_trained"] == 128 * row["updates"]
@@ -66,14 +58,14 @@ def test_a_record_has_the_documented_rows(undisturbed: Path) -> None:
     rates = {
         u: r for row in rows if row["kind"] == "rate" for u, r in zip(row["updates"], row["learning_rate"], strict=True)
     }
-    assert sorted(rates) == list(range(1, 401)) and rates[1] == 0.02
+    assert sorted(rates) == list(range(1, 201)) and rates[1] == 0.02
 
 
-@pytest.mark.parametrize("rows", [3, 17, 31])
-def test_kill_minus_nine_then_the_same_command(rows: int, undisturbed: Path, tmp_path: Path) -> None:
-    process = start(tmp_path)
+@pytest.mark.parametrize(("rows", "afresh"), [(3, False), (7, True), (12, False)])
+def test_kill_minus_nine_then_the_same_command(rows: int, afresh: bool, undisturbed: Path, tmp_path: Path) -> None:
+    command = start(tmp_path, afresh=afresh)
     wait_for_rows(tmp_path, rows)
-    kill(process)
+    assert command.kill() == -signal.SIGKILL
     record = finish(tmp_path)
     assert final_rows(record) == final_rows(undisturbed)
     attempts = [row for row in read_rows(record) if row["kind"] == "start"]
@@ -84,11 +76,11 @@ def test_kill_minus_nine_then_the_same_command(rows: int, undisturbed: Path, tmp
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_stops(number: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, "checkpoint.seconds=1000")
+    command = start(tmp_path, "checkpoint.seconds=1000", afresh=number == signal.SIGINT)
     record = wait_for_rows(tmp_path, 5)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1 and "the same command continues it" in errors and "Traceback" not in errors
+    command.signal(number)
+    assert command.wait(30) == 1
+    assert "the same command continues it" in command.output and "Traceback" not in command.output
     assert last_status(read_rows(record))[0] == "interrupted"
     finish(tmp_path, "checkpoint.seconds=1000")
     assert final_rows(record) == final_rows(undisturbed)
@@ -99,10 +91,9 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     first = start(tmp_path, "budget.limit=1000000", "evaluation.points=10000")
     record = wait_for_rows(tmp_path, 2)
     second = start(tmp_path, "budget.limit=1000000", "evaluation.points=10000")
-    _, errors = second.communicate(timeout=60)
-    assert second.returncode == 1 and "in use by another process" in errors and "Traceback" not in errors
-    assert first.poll() is None, "the first goes on"
-    kill(first)
+    assert second.wait(60) == 1
+    assert "in use by another process" in second.output and "Traceback" not in second.output
+    assert first.kill() == -signal.SIGKILL, "the first went on"
     assert sum(row["kind"] == "start" for row in read_rows(record)) == 1
 
 
@@ -111,9 +102,9 @@ def test_other_data_is_refused_on_resume(tmp_path: Path, monkeypatch) -> None:
     from isbench.errors import UserError
     from isbench.run import run
 
-    process = start(tmp_path)
+    command = start(tmp_path)
     wait_for_rows(tmp_path, 4)
-    kill(process)
+    command.kill()
     monkeypatch.setattr(Source, "checksum", lambda self: "other")
     with pytest.raises(UserError, match="the data set has changed"):
         run(compose_config(*RUN, f"runs_dir={tmp_path}"))

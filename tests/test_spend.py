@@ -4,10 +4,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from isbench.grid import spend
+from tests.commands import Command
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +19,12 @@ def grid(tmp_path: Path, *words: str) -> list[str]:
     return [*TINY, f"runs_dir={tmp_path}/runs", "group=lent", *words]
 
 
-def test_runs_are_trained_in_the_order_of_the_list_and_once(tmp_path: Path, capfd) -> None:
+def test_runs_are_trained_in_the_order_of_the_list_and_once(tmp_path: Path, capfd, monkeypatch) -> None:
+    def fork(command: list[str]) -> Command:
+        assert command[:3] == [sys.executable, "-m", "isbench"]
+        return Command(command[3:], tmp_path / "log")
+
+    monkeypatch.setattr(spend, "subprocess", SimpleNamespace(Popen=fork, TimeoutExpired=subprocess.TimeoutExpired))
     path = tmp_path / "list"
     lines = [grid(tmp_path, "sampler=prioritized,uniform", "seed=0,1"), grid(tmp_path, "sampler=infobatch")]
     path.write_text("# what is worth most stands first\n\n" + "\n".join(" ".join(line) for line in lines))
@@ -64,9 +71,15 @@ def test_mistakes_get_a_line(tmp_path: Path, text: str | None, minutes: list[str
     path = tmp_path / "list"
     if text is not None:
         path.write_text(text)
-    call = [sys.executable, "-m", "isbench.spend", str(path), *minutes]
+    with pytest.raises(SystemExit) as stop:
+        spend.main([str(path), *minutes])
+    assert complaint in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_the_command_of_its_own_is_the_same(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "isbench.spend", str(tmp_path / "list")]
     outcome = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert outcome.returncode == 1 and complaint in outcome.stderr and len(outcome.stderr.splitlines()) == 1
+    assert outcome.returncode == 1 and outcome.stderr == f"isbench: {tmp_path}/list: No such file or directory\n"
 
 
 def test_the_list_for_a_gpu_names_grids() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from isbench.recording.record import read_rows
+from tests.commands import count_calls, record_in
 from tests.conftest import SAMPLERS, final_rows, tiny_overrides
-from tests.faults.commands import count_calls, record_in
 from tests.faults.summary import KINDS
 
 SEED = os.environ.get("ISBENCH_FAULT_SEED", "0")

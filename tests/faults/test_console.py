@@ -12,7 +12,7 @@ from threading import Timer
 
 import pytest
 
-from tests.faults.commands import Command, record_in
+from tests.commands import Command, record_in
 from tests.faults.conftest import run_words, share
 
 Lose = Callable[[float, float], None]  # is given a share of the output, and seconds, after which the console goes

@@ -24,8 +24,8 @@ from isbench.report.index import render_index
 from isbench.report.inventory import experiments
 from isbench.report.load import read_results
 from isbench.training.checkpoint import NAMES
+from tests.commands import Command, record_in
 from tests.conftest import TINY
-from tests.faults.commands import Command, record_in
 from tests.faults.conftest import run_words, share
 from tests.faults.test_machine import complaint
 from tests.report_samples import write_run

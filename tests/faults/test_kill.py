@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import CALLS, Command, finish, record_in
 from tests.conftest import SAMPLERS
-from tests.faults.commands import CALLS, Command, finish, record_in
 from tests.faults.conftest import run_words, share
 
 KILLS = 100

@@ -26,8 +26,8 @@ import torch
 from isbench.errors import ConfigError, OutOfMemory, memory_named
 from isbench.recording.record import effective_rows, last_status, read_rows
 from isbench.report.load import load_runs
+from tests.commands import CALLS, Command, finish, record_in
 from tests.conftest import SAMPLERS, final_rows
-from tests.faults.commands import CALLS, Command, finish, record_in
 from tests.faults.conftest import run_words, share
 
 NOBODY = 65534

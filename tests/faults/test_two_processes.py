@@ -1,37 +1,21 @@
 """kill -9 of a run that two processes share: whoever is left ends, and the same command leaves the undisturbed rows."""
 
-import os
 import signal
 import time
-from collections.abc import Callable, Collection
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.commands import CALLS, record_in, start_two
 from tests.conftest import SAMPLERS, final_rows
-from tests.faults.commands import CALLS, Command, Stop, record_in
 from tests.faults.conftest import Undisturbed, run_words, share
 from tests.faults.test_machine import complaint
-from tests.test_ranks import free_port
 
 KILLS = 100
 FEW = ("budget.limit=12", "evaluation.points=6")
 WHERE = (*CALLS[:-1], "anywhere")
-
-
-def start_two(words: list[str], folder: Path, stops: Collection[Stop] = ()) -> list[Command]:
-    """Start a run on two processes; the first halts at `stops`."""
-    port = free_port()
-    return [
-        Command(words, folder / f"log{rank}", () if rank else stops, partial(take_place, rank, port))
-        for rank in range(2)
-    ]
-
-
-def take_place(rank: int, port: int) -> None:
-    """Tell this process what torchrun would."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """A process that is kept, and that tries one command line after another in an empty folder."""
 
-import gc
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.faults.commands import SERVER
+from tests.commands import SERVER, fork
 
 PATIENCE = 60.0  # seconds of the wall clock: an answer is due in five of a core, which may be busy
 
@@ -76,15 +74,12 @@ class Worker:
 
     def _start(self) -> None:
         self._connection, theirs = SERVER.Pipe()
-        self._process = SERVER.Process(target=_serve, args=(theirs, self.folder))
-        self._process.start()
+        self._process = fork(_serve, theirs, self.folder)
         theirs.close()
         self._connection.recv()  # that it is there
 
 
 def _serve(connection: Connection, folder: Path) -> None:
-    gc.freeze()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder / "work")
     log = os.open(folder / "output", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

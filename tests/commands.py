@@ -2,8 +2,8 @@
 
 `stops` names calls of a process, as (call, number): there it halts itself by SIGSTOP, half of its bytes written. The
 test then kills it, or does something to its files, and lets it go on: so a fault strikes inside a write for certain.
-Processes are forked from one that has imported torch, which takes a tenth of the time of starting Python; a few, and
-those of tests/test_run.py, are started as a person starts them.
+Processes are forked from one that has imported torch, which takes a tenth of the time of starting Python; a few are
+started as a person starts them.
 """
 
 import fcntl
@@ -13,13 +13,18 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 CALLS = (
     "record write",
@@ -30,13 +35,28 @@ CALLS = (
     "checkpoint removal",
 )
 Stop = tuple[str, int]  # one of CALLS, or "lock"; the how many-th time
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["isbench.cli", "isbench.run", "tests.faults.commands"]
+    ["isbench.cli", "isbench.run", "tests.commands"]
     + ["torch._inductor"]  # torch itself imports it once algorithms are to be deterministic
     + [f"isbench.samplers.{path.stem}" for path in (ROOT / "isbench" / "samplers").glob("[a-z]*.py")]
 )
+
+
+def fork(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Call a function in a process of its own, which has the variables of this one; return that process."""
+    process = SERVER.Process(target=_call, args=(dict(os.environ), function, *arguments))
+    process.start()
+    return process
+
+
+def _call(variables: dict[str, str], function: Callable[..., Any], *arguments: Any) -> None:
+    os.environ.clear()  # those of the server
+    os.environ.update({"ISBENCH_FULL_ERROR": "0"} | variables)  # which isbench.cli sets as it is imported
+    gc.freeze()  # a collector that looks at all that the server imported would copy it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forked it ignores it
+    function(*arguments)
 
 
 class Command:
@@ -64,8 +84,7 @@ class Command:
                 command = [sys.executable, "-m", "isbench", *arguments]
                 self.process: Any = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         else:
-            self.process = SERVER.Process(target=_run, args=(list(arguments), log, set(stops), prepare))
-            self.process.start()
+            self.process = fork(_run, list(arguments), log, set(stops), prepare)
 
     @property
     def output(self) -> str:
@@ -105,6 +124,36 @@ def finish(arguments: Sequence[str], log: Path) -> str:
     return command.output
 
 
+def start_two(
+    arguments: Sequence[str], folder: Path, stops: Collection[Stop] = (), prepare: Callable[[], Any] | None = None
+) -> list[Command]:
+    """Start a run on two processes, as torchrun would, with a log for each; the first halts at `stops`."""
+    port = free_port()
+    return [
+        Command(arguments, folder / f"log{rank}", () if rank else stops, partial(_take_place, rank, port, prepare))
+        for rank in range(2)
+    ]
+
+
+def together(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in two processes, which are told their number, and wait for both."""
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _take_place(rank: int, port: int, prepare: Callable[[], Any] | None) -> None:
+    """Tell this process what torchrun would."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if prepare is not None:
+        prepare()
+
+
 def record_in(folder: Path) -> Path:
     (record,) = folder.rglob("record.jsonl")
     return record
@@ -113,8 +162,7 @@ def record_in(folder: Path) -> Path:
 def count_calls(arguments: Sequence[str], log: Path) -> dict[str, int]:
     """Run a command undisturbed; return how often it made each of CALLS."""
     out = log.with_suffix(".calls")
-    process = SERVER.Process(target=_run, args=(list(arguments), log, set(), None, out))
-    process.start()
+    process = fork(_run, list(arguments), log, set(), None, out)
     process.join(120)
     assert process.exitcode == 0, log.read_text()
     return json.loads(out.read_text())
@@ -131,13 +179,11 @@ def _run(
     arguments: list[str], log: Path, stops: set[Stop], prepare: Callable[[], Any] | None, out: Path | None = None
 ) -> None:
     """Be the process."""
-    gc.freeze()  # a collector that looks at all that the server imported would copy it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc] # as where Python starts
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forked it ignores it
     counts = _install(stops)
     if prepare is not None:
         prepare()
