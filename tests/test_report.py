@@ -243,7 +243,9 @@ def test_a_pair_of_which_one_shared_the_machine_is_not_timed(tmp_path):
     loss = rows_of(table, "loss")
     assert outcome(loss) == "not timed" and loss["paired"] == 1
     assert "not timed, its runs or those of Uniform shared the machine." in verdict(loss)
-    assert headline(table).endswith("seconds are not compared: no seed has a sampler and Uniform, each alone on the machine.")
+    assert headline(table).endswith(
+        "seconds are not compared: no seed has a sampler and Uniform, each alone on the machine."
+    )
 
 
 def test_a_given_target_needs_no_baseline(tmp_path):
