@@ -5,7 +5,7 @@ torch.profiler, by kernel and by what isbench does. A graph hides what its kerne
 measured with the same kernels launched one by one. What the host does for an update is counted as experiments run.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -119,13 +119,13 @@ def done(events: Iterable[Any]) -> list[Done]:
 def by_kernel(what: str, loop: Work) -> Iterator[Row]:
     """Yield the share of the time in which kernels run, the longest kernels' shares of it, and the host's calls."""
     whole, events = profiled(loop)
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     for each in done(events):
-        times[each.name] += each.seconds  # type: ignore[assignment]
+        times[each.name] += each.seconds
     busy, note = sum(times.values()), "torch.profiler"
     yield Row(f"{what}: kernels", "all time", [busy / whole], note=f"{note}; near 1: the GPU is never idle")
-    for name, own in times.most_common(KERNELS):
-        yield Row(f"{what}: {name[:60]}", "time of all kernels", [own / busy], note=note)
+    for name in sorted(times, key=times.__getitem__, reverse=True)[:KERNELS]:
+        yield Row(f"{what}: {name[:60]}", "time of all kernels", [times[name] / busy], note=note)
     for kind, begins in HOST.items():
         calls = sum(event.name.startswith(begins) for event in events)
         yield Row(f"{what}: {kind}", "", [calls / PROFILED], "an update", note="by the host")

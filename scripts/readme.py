@@ -13,6 +13,7 @@ import yaml
 
 from isbench.explain import summary
 from isbench.files import EVALUATIONS, RUNS
+from isbench.grid import spend
 from isbench.grid.jobs import compose_grid
 from isbench.report import answer
 from isbench.report.index import tally
@@ -98,6 +99,21 @@ def gpu_table() -> str:
     return "\n".join(lines)
 
 
+def queue_table() -> str:
+    """Return one row per line of scripts/gpu.list: its runs, and their part of what their experiment costs."""
+    lines = ["| words | runs | minutes | until then |", "| --- " * 4 + "|"]
+    known = {f"{experiment.paper}/{experiment.id}": experiment for experiment in experiments()}
+    total = 0.0
+    for words in spend.read(ROOT / "scripts" / "gpu.list"):
+        choice = words[0].removeprefix("experiment=")
+        runs, all_runs = (len(compose_grid(some)[1]) for some in (words, words[:1]))
+        minutes = known[choice].cost.minutes * runs / all_runs
+        total += minutes
+        shown = " ".join([f"`{choice}`", *(word for word in words[1:] if word != "logging=off")])
+        lines.append(f"| {shown} | {runs} | {minutes:.0f} | {total:.0f} |")
+    return "\n".join(lines)
+
+
 def sampler_table() -> str:
     """Return one row per yaml of conf/sampler, from its first line and the docstring of its class."""
     from scripts.documented import FACTS, Documented
@@ -162,6 +178,7 @@ TABLES = {
     "experiments": experiment_table,
     "gpu": gpu_table,
     "performance": performance_table,
+    "queue": queue_table,
     "reading": lambda: answer.reading(rows()),
     "reliability": reliability_table,
     "rules": rule_table,
