@@ -6,7 +6,7 @@ measured with the same kernels launched one by one. What the host does for an up
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,14 +104,18 @@ def profiled(loop: Work) -> tuple[float, list[Any]]:
     return whole, list(profiler.events())
 
 
-def done(events: Iterable[Any]) -> list[Done]:
-    """Return what the device did: what the GPU did, if it did anything."""
-    own = [event for event in events if event.device_type == DeviceType.CPU]
-    on_gpu = [(kernel, event.time_range.start) for event in own for kernel in event.kernels]
-    found = [Done(kernel.name, start, kernel.duration / 1e6) for kernel, start in on_gpu if kernel.name not in PARTS]
+def done(events: Sequence[Any]) -> list[Done]:
+    """Return what the device did: what the GPU did, if it did anything. A call of the host and its kernels share an id."""
+    host = [event for event in events if event.device_type == DeviceType.CPU]
+    calls = {event.id: event for event in host if event.name.startswith("cu")}
+    found = [
+        Done(event.name, calls[event.id].time_range.start, event.time_range.elapsed_us() / 1e6)
+        for event in events
+        if event.device_type == DeviceType.CUDA and event.id in calls and not event.is_user_annotation
+    ]
     return found or [
         Done(event.name, event.time_range.start, event.self_cpu_time_total / 1e6)
-        for event in own
+        for event in host
         if event.name.startswith("aten::")
     ]
 

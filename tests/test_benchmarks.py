@@ -124,40 +124,45 @@ def test_a_profile_says_what_each_part_of_an_update_takes(sampler: str, monkeypa
 
 
 def test_what_a_gpu_does_is_counted_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def event(
-        name: str, start: float, end: float, *kernels: tuple[str, float], device=DeviceType.CPU
-    ) -> SimpleNamespace:
-        own = [SimpleNamespace(name=kernel, duration=us) for kernel, us in kernels]
-        return SimpleNamespace(name=name, time_range=Interval(start, end), kernels=own, device_type=device)
+    events: list[SimpleNamespace] = []
 
-    events = [
-        event("fetch", 0, 10, ("fetch", 9.0)),  # what the GPU says of the range is no kernel
-        event("aten::index_select", 1, 2, ("gather", 2.0)),
-        event("score", 20, 40),
-        event("forward", 22, 30),
-        event("aten::mm", 25, 26, ("gemm", 3.0)),
-        event("backward", 50, 70),
-        event("forward", 52, 55),
-        event("aten::mm", 53, 54, ("gemm", 1.0)),
-        event("autograd", 60, 61, ("gemm", 2.0), ("Memcpy DtoD (Device -> Device)", 1.0)),
-        event("aten::lerp_", 80, 81, ("lerp", 1.0)),
-        event("gemm", 90, 99, device=DeviceType.CUDA),
-        *(event(name, 1, 1) for name in ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch", "cudaMemcpyAsync")),
-    ]
+    def host(name: str, start: float, end: float = 0.0, **done: float) -> None:
+        """Add a call of the host, and microseconds of what the GPU did for it."""
+        events.append(event(name, len(events), DeviceType.CPU, start, end or start + 1))
+        call = events[-1].id
+        for kernel, us in done.items():
+            events.append(event(kernel, call, DeviceType.CUDA, 500, 500 + us))
+
+    def event(name: str, number: int, device: DeviceType, start: float, end: float) -> SimpleNamespace:
+        is_range = name in gpu.PARTS
+        return SimpleNamespace(
+            name=name, id=number, device_type=device, time_range=Interval(start, end), is_user_annotation=is_range
+        )
+
+    host("fetch", 0, 10)
+    host("cudaLaunchKernel", 1, gather=2, fetch=9)  # the GPU has the range too
+    host("score", 20, 40)
+    host("forward", 22, 30)
+    host("cudaLaunchKernel", 25, gemm=3)
+    host("backward", 50, 70)
+    host("forward", 52, 55)
+    host("cuLaunchKernelEx", 53, gemm=1)
+    host("cudaGraphLaunch", 60, gemm=1, relu=1, Memcpy=1)
+    host("aten::lerp_", 80, 82)
+    host("cudaMemcpyAsync", 81, Memcpy=1)
     monkeypatch.setattr(gpu, "PROFILED", 2)
     expected = {
         "fetch": (0.2, 0.5, 0.0),
         "score": (0.3, 0.5, 0.0),
         "forward": (0.1, 0.5, 0.0),
-        "backward": (0.3, 0.5, 0.5),
-        gpu.REST: (0.1, 0.5, 0.0),
+        "backward": (0.3, 1.0, 0.5),
+        gpu.REST: (0.1, 0.0, 0.5),
     }
     assert gpu.shares(events) == {part: pytest.approx(numbers) for part, numbers in expected.items()}
     monkeypatch.setattr(gpu, "profiled", lambda loop: (4e-5, events))
     found = {row.what: row.values for row in gpu.by_kernel("x", lambda steps: None)}
-    assert found["x: kernels"] == pytest.approx([0.25]) and found["x: gemm"] == pytest.approx([0.6])
-    calls = {what: values for what, values in found.items() if what.removeprefix("x: ") in gpu.HOST}
-    assert list(calls.values()) == [[1.0], [0.5], [0.5], [0.0]]
+    assert found["x: kernels"] == pytest.approx([0.25]) and found["x: gemm"] == pytest.approx([0.5])
+    assert [found[f"x: {kind}"] for kind in gpu.HOST] == [[1.5], [0.5], [0.5], [0.0]]
 
 
 def test_the_rows_of_a_gpu_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
