@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -86,13 +85,13 @@ def gpu_table() -> str:
     for experiment in experiments():
         if "a GPU" in experiment.needs:
             choice, cost = f"{experiment.paper}/{experiment.id}", experiment.cost
-            _, jobs = compose_grid([f"experiment={choice}"])
+            config, jobs = compose_grid([f"experiment={choice}"])
             cells = (
                 f"`{choice}`",
                 experiment.shows,
                 experiment.needs.removesuffix("a GPU").removesuffix(" and "),
                 str(len(jobs)),
-                describe(asdict(jobs[0].config.budget)),
+                describe({**config.budget}),
                 f"{cost.minutes:g} on {cost.machine}" + (", estimated" if cost.is_estimate else ""),
             )
             lines.append("| " + " | ".join(cells) + " |")

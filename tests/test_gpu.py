@@ -86,12 +86,12 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.overloadpacket.__name__
-        if not (self.is_replaying or function.is_view or name.startswith("empty")):
+        if not (self.is_replaying or function.is_view or name.startswith(("empty", "_record_function"))):
             self.names.append(name)
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize(("sampler", "graphs", "operations"), [("uniform", 1, 99), ("upper_bound", 2, 99)])
+@pytest.mark.parametrize(("sampler", "graphs", "operations"), [("uniform", 1, 24), ("upper_bound", 2, 71)])
 def test_the_host_launches_little_beside_the_graphs(sampler: str, graphs: int, operations: int, monkeypatch) -> None:
     """At most so many of each in an update of LeNet with crops, the gate open: docs/gpu.md has these numbers."""
     choices = (*LENET, *tiny_overrides(sampler)[len(TINY) :], "augmentation=crop", "numerics.engine=graphed")
