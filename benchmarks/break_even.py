@@ -3,7 +3,7 @@
 Katharopoulos and Fleuret (2018) count a forward pass as one unit and a backward pass as two. Here a forward pass is
 measured in evaluation mode without gradients, and a backward pass is a training step of b=128 minus its forward pass.
 To score B=640 pays if tau exceeds (forward of B + training step of b) / (training step of b). A run with
-`sampler.gate=measured` measures whole updates instead, with augmentation, signals, and on a GPU graphs in TF32.
+`sampler.gate=measured` measures whole updates instead, with augmentation, signals, and on a GPU as experiments run.
 """
 
 from collections.abc import Iterator, Sequence

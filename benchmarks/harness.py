@@ -15,6 +15,7 @@ from benchmarks.runs import CIFAR, MNIST, bare_loop, bare_step, copied, isbench_
 from isbench.build import Parts
 
 GOAL = 1.02
+SMALL_GOAL = 1.3  # of a graphed step of a small network, whose replay takes less than what the host does beside it
 ONE = "numerics.threads=1"
 CASES = {
     "LeNet, b=32": (*MNIST, "model=lenet", "batch_size=32", ONE),
@@ -37,7 +38,8 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
         if device.type == "cuda" and "lstm" not in name.lower():
             graphed = make_parts(device, *choices, "sampler=uniform", "numerics.engine=graphed")
             ours, bare = race([isbench_loop(graphed), graphed_loop(graphed)], rounds)
-            yield Row(f"{name}, graphed", "bare loop, CUDA graph", ratios(ours, bare), at_most=GOAL)
+            goal = SMALL_GOAL if is_small else GOAL
+            yield Row(f"{name}, graphed", "bare loop, CUDA graph", ratios(ours, bare), at_most=goal)
     yield numerics(device, quick)
 
 

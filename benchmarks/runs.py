@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.measure import Work
 from isbench.build import Parts, build
-from isbench.config import RunConfig, config_folder, validate
+from isbench.config import RunConfig, config_folder, on_device, validate
 from isbench.data.readers import Source
 from isbench.loop import train
 from isbench.training.budget import Boundaries, Budget
@@ -45,7 +45,7 @@ def compose_config(*overrides: str) -> RunConfig:
 
 def make_parts(device: torch.device, *overrides: str) -> Parts:
     """Make and warm up the objects of a run, as `isbench.run` does, by default on `dataset=synthetic`."""
-    config = compose_config("dataset=synthetic", *overrides)
+    config = on_device(compose_config("dataset=synthetic", *overrides), device.type)
     numerics = config.numerics
     apply_numerics(numerics.deterministic, numerics.precision, numerics.threads)
     parts = build(config, device)
@@ -55,7 +55,7 @@ def make_parts(device: torch.device, *overrides: str) -> Parts:
 
 def experiment_numerics(device: torch.device) -> tuple[str, ...]:
     """Return the numerics of the published experiments on a device."""
-    return ("numerics.engine=graphed", "numerics.precision=tf32") if device.type == "cuda" else ("numerics.threads=1",)
+    return ("numerics=fast",) if device.type == "cuda" else ("numerics.threads=1",)
 
 
 def isbench_loop(parts: Parts) -> Work:

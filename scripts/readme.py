@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 
 from isbench.explain import summary
 from isbench.files import EVALUATIONS, RUNS
+from isbench.grid import spend
 from isbench.grid.jobs import compose_grid
 from isbench.report import answer
 from isbench.report.index import tally
@@ -86,16 +86,31 @@ def gpu_table() -> str:
     for experiment in experiments():
         if "a GPU" in experiment.needs:
             choice, cost = f"{experiment.paper}/{experiment.id}", experiment.cost
-            _, jobs = compose_grid([f"experiment={choice}"])
+            config, jobs = compose_grid([f"experiment={choice}"])
             cells = (
                 f"`{choice}`",
                 experiment.shows,
                 experiment.needs.removesuffix("a GPU").removesuffix(" and "),
                 str(len(jobs)),
-                describe(asdict(jobs[0].config.budget)),
+                describe({**config.budget}),
                 f"{cost.minutes:g} on {cost.machine}" + (", estimated" if cost.is_estimate else ""),
             )
             lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def queue_table() -> str:
+    """Return one row per line of scripts/gpu.list: its runs, and their part of what their experiment costs."""
+    lines = ["| words | runs | minutes | until then |", "| --- " * 4 + "|"]
+    known = {f"{experiment.paper}/{experiment.id}": experiment for experiment in experiments()}
+    total = 0.0
+    for words in spend.read(ROOT / "scripts" / "gpu.list"):
+        choice = words[0].removeprefix("experiment=")
+        runs, all_runs = (len(compose_grid(some)[1]) for some in (words, words[:1]))
+        minutes = known[choice].cost.minutes * runs / all_runs
+        total += minutes
+        shown = " ".join([f"`{choice}`", *(word for word in words[1:] if word != "logging=off")])
+        lines.append(f"| {shown} | {runs} | {minutes:.0f} | {total:.0f} |")
     return "\n".join(lines)
 
 
@@ -186,6 +201,7 @@ TABLES = {
     "experiments": experiment_table,
     "gpu": gpu_table,
     "performance": performance_table,
+    "queue": queue_table,
     "reading": lambda: answer.reading(rows()),
     "reliability": reliability_table,
     "rules": rule_table,

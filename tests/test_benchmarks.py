@@ -5,13 +5,17 @@ import json
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import Interval
 
-from benchmarks import break_even, harness, jobs, memory, samplers, summary
+from benchmarks import break_even, gpu, harness, jobs, memory, samplers, summary
 from benchmarks.__main__ import THEMES
 from benchmarks.measure import Row, race
 from benchmarks.runs import bare_step, copied, isbench_loop, make_parts
@@ -102,6 +106,75 @@ def test_a_graph_keeps_what_it_replays(monkeypatch: pytest.MonkeyPatch) -> None:
         loop = harness.graphed_loop(parts)
     loop(3)
     assert Graph.replay.call_count == 3 and made[0]() is not None
+
+
+@pytest.mark.parametrize("sampler", gpu.SAMPLERS)
+def test_a_profile_says_what_each_part_of_an_update_takes(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PROFILED", 4)
+    choices = ["sampler.pool_size=32"] if sampler == "upper_bound" else []
+    parts = gpu.working(partial(make_parts, CPU, *SMALL, *choices), sampler)
+    layers = sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in parts.model.modules())
+    gpu.name_parts(parts)
+    _, events = gpu.profiled(isbench_loop(parts))
+    found = gpu.shares(events)
+    assert sum(share for share, *_ in found.values()) == pytest.approx(1)
+    assert set(found) >= {"fetch", "forward", "backward", "optimizer"}
+    assert ("score" in found) == (sampler == "upper_bound")
+    assert found["forward"][1] > layers and found["backward"][1] > layers
+
+
+def test_what_a_gpu_does_is_counted_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[SimpleNamespace] = []
+
+    def host(name: str, start: float, end: float = 0.0, **done: float) -> None:
+        """Add a call of the host, and microseconds of what the GPU did for it."""
+        events.append(event(name, len(events), DeviceType.CPU, start, end or start + 1))
+        call = events[-1].id
+        for kernel, us in done.items():
+            events.append(event(kernel, call, DeviceType.CUDA, 500, 500 + us))
+
+    def event(name: str, number: int, device: DeviceType, start: float, end: float) -> SimpleNamespace:
+        is_range = name in gpu.PARTS
+        return SimpleNamespace(
+            name=name, id=number, device_type=device, time_range=Interval(start, end), is_user_annotation=is_range
+        )
+
+    host("fetch", 0, 10)
+    host("cudaLaunchKernel", 1, gather=2, fetch=9)  # the GPU has the range too
+    host("score", 20, 40)
+    host("forward", 22, 30)
+    host("cudaLaunchKernel", 25, gemm=3)
+    host("backward", 50, 70)
+    host("forward", 52, 55)
+    host("cuLaunchKernelEx", 53, gemm=1)
+    host("cudaGraphLaunch", 60, gemm=1, relu=1, Memcpy=1)
+    host("aten::lerp_", 80, 82)
+    host("cudaMemcpyAsync", 81, Memcpy=1)
+    monkeypatch.setattr(gpu, "PROFILED", 2)
+    expected = {
+        "fetch": (0.2, 0.5, 0.0),
+        "score": (0.3, 0.5, 0.0),
+        "forward": (0.1, 0.5, 0.0),
+        "backward": (0.3, 1.0, 0.5),
+        gpu.REST: (0.1, 0.0, 0.5),
+    }
+    assert gpu.shares(events) == {part: pytest.approx(numbers) for part, numbers in expected.items()}
+    monkeypatch.setattr(gpu, "profiled", lambda loop: (4e-5, events))
+    found = {row.what: row.values for row in gpu.by_kernel("x", lambda steps: None)}
+    assert found["x: kernels"] == pytest.approx([0.25]) and found["x: gemm"] == pytest.approx([0.5])
+    assert [found[f"x: {kind}"] for kind in gpu.HOST] == [[1.5], [0.5], [0.5], [0.0]]
+
+
+def test_the_rows_of_a_gpu_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = (*SMALL, "dataset.num_examples=640")
+    captured = ("numerics.engine=graphed",)
+    changed = {"MODELS": ["lenet"], "NUMERICS": {"captured": (*small, *captured)}, "NETWORKS": {"LeNet": small}}
+    for name, value in {**changed, "FAST": captured, "PROFILED": 1, "ROUNDS": 2}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(torch, "compile", lambda run, **options: run)  # takes a CPU long
+    with pretend_gpu(monkeypatch):
+        found = {row.what for row in gpu.rows(torch.device("cuda"), quick=True)}
+    assert {f"LeNet, uniform: {part}" for part in ("kernels", "launches of graphs", "fetch", "optimizer")} <= found
 
 
 def test_cases_belong_to_samplers() -> None:

@@ -49,6 +49,8 @@ SAME_PATHS = {
     "screen_fashion_mnist",
     "screen_rot_mnist",
     "screen_choices",
+    "screen_cifar100_wrn_28_2",
+    "screen_cifar100_resnet18",
 }
 SHAPES = {
     "cifar10": [3, 16, 16],

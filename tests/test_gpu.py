@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.samplers import hold_open
 from isbench.build import build
 from isbench.errors import ConfigError
 from isbench.models.mlp import MLP
@@ -14,8 +16,8 @@ from isbench.recording.record import read_rows
 from isbench.run import run
 from isbench.training.engine import Captured, Engine
 from isbench.types import Batch
-from tests.conftest import SAMPLERS, TINY, compose_config, tiny_overrides
-from tests.pretend_gpu import GPU, pretend_gpu
+from tests.conftest import LENET, SAMPLERS, TINY, compose_config, tiny_overrides
+from tests.pretend_gpu import GPU, Recording, pretend_gpu
 
 IMAGES = ("dataset.num_examples=64", "dataset.num_test=16", "budget.limit=6", "evaluation.points=2")
 
@@ -65,6 +67,46 @@ def test_scores_of_the_timed_part_are_captured_before_it(sampler: str, monkeypat
         parts = build(config, torch.device("cuda"))
         parts.warm_up()
         assert any(score.graphs for score in parts.workspace._scores.values() if isinstance(score, Captured))
+
+
+class Launches(TorchDispatchMode):
+    """Counts what the host launches: graphs, and operations outside of them that work on memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.graphs, self.names, self.is_replaying = 0, [], False
+        replay = Recording.replay
+
+        def counted(recording: Recording) -> None:
+            self.graphs, self.is_replaying = self.graphs + 1, True
+            replay(recording)
+            self.is_replaying = False
+
+        monkeypatch.setattr(Recording, "replay", counted)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if not (self.is_replaying or function.is_view or name.startswith(("empty", "_record_function"))):
+            self.names.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize(("sampler", "graphs", "operations"), [("uniform", 1, 24), ("upper_bound", 2, 71)])
+def test_the_host_launches_little_beside_the_graphs(sampler: str, graphs: int, operations: int, monkeypatch) -> None:
+    """At most so many of each in an update of LeNet with crops, the gate open: docs/gpu.md has these numbers."""
+    choices = (*LENET, *tiny_overrides(sampler)[len(TINY) :], "augmentation=crop", "numerics.engine=graphed")
+    with pretend_gpu(monkeypatch):
+        parts = build(compose_config(*choices), GPU)
+        if sampler == "upper_bound":
+            hold_open(parts.sampler)
+        parts.warm_up()
+        for _ in range(3):
+            parts.take_update()
+        launches = Launches(monkeypatch)
+        with launches:
+            parts.take_update()
+    assert launches.graphs == graphs
+    assert len(launches.names) <= operations, launches.names
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,7 @@ class Captured(Generic[Given]):
             graph = self.engine.make_graph(self.function, type(given).of(inputs))
             self.graphs[shapes] = (inputs, graph, [p.grad for p in self.parameters])
         inputs, graph, gradients = self.graphs[shapes]
-        for name, tensor in tensors.items():
-            inputs[name].copy_(tensor)
+        torch._foreach_copy_(list(inputs.values()), list(tensors.values()))
         outputs = graph.replay()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

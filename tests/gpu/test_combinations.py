@@ -21,6 +21,7 @@ DIGITS = ("dataset=mnist5k", "model=lenet")
 IMAGES = ("dataset=synthetic", "dataset.num_examples=4000", "dataset.num_test=500", "dataset.shape=[3,32,32]")
 CROPPED = (*IMAGES, "augmentation=flip_crop")
 SEQUENCES = ("dataset=synthetic", "dataset.num_examples=4000", "dataset.shape=[784,1]", "model=lstm", "clip_norm=1")
+FAST = ("numerics=fast", *(["numerics.engine=graphed"] if IS_PRETENDED else []))  # a CPU compiles these for long
 RAIS = ("sampler=rais", "sampler.fit_examples=1000")
 OPEN_GATE = ("sampler=upper_bound", "sampler.tau_threshold=0")
 TOO_SLOW = ("oracle", "gradient_norm")  # for a wide network: they differentiate each example
@@ -45,6 +46,15 @@ CASES: dict[str, tuple[str, ...]] = {
         f"{model}, rais, batch norm, {precision[1]}": (*CROPPED, f"model={model}", *norm, *RAIS, *precision)
         for model, norm in (("preact_resnet18", ()), ("wrn_28_2", ("model.norm=batch",)))
         for precision in (AUTO, BFLOAT16)
+    },
+    **{
+        f"{' '.join(words)}, as the experiments": (*CROPPED, *words, *sampler, *FAST)
+        for words, sampler in (
+            (("model=wrn_28_2",), OPEN_GATE),
+            (("model=wrn_28_2", "model.norm=batch"), ("sampler=screen",)),
+            (("model=preact_resnet18",), RAIS),
+            (("model=resnet18",), ("sampler=impon",)),
+        )
     },
     "cnn7, rais, rotation": (
         *IMAGES[:2],
