@@ -45,9 +45,11 @@ def choice(group: str, name: str) -> dict[str, Any]:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return a hint that names the choices most like `word`, or all of them if none is like it."""
+    """Return a hint that names the choices most like `word`, else those whose last part begins so, else all."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    if not close and word:
+        close = [choice for choice in choices if re.split(r"[./]", choice)[-1].startswith(word)][:3]
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "valid: " + ", ".join(choices)

@@ -58,6 +58,8 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["dataset=cifar11"], "did you mean cifar10"),
         (["experiment=nothing"], "experiment=nothing: no such choice"),
         (["seedd=1"], "unknown key seedd: did you mean seed?"),
+        (["lr=1"], "unknown key lr: did you mean optimizer.lr?"),
+        (["-m", "experiment=rais_rot"], "no such choice; did you mean rais/rais_rot_mnist"),
         (["sampler=loss", "sampler.pool_sizes=3"], "unknown key sampler.pool_sizes: did you mean sampler.pool_size"),
         (["budget.units=epochs"], "did you mean budget.unit"),
         (["seed=abc"], "seed=abc: must be a valid integer"),

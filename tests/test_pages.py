@@ -1,6 +1,7 @@
 """The pages in a real browser: what they show and do, that they fit, complain of nothing and fetch nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,21 @@ def test_a_page_fits_complains_of_nothing_and_fetches_nothing_but_itself(pages, 
     assert [url for url in browser.requests if not url.startswith("data:")] == [pages[name].resolve().as_uri()]
 
 
+@pytest.mark.parametrize(("scheme", "contrast"), [("light", -1), ("dark", 1)])
+def test_the_baseline_is_the_line_that_stands_out_most(pages, browser, scheme, contrast):
+    browser.open(pages["mine"], scheme=scheme)
+    lines = "[...document.querySelectorAll('figure.chart svg:first-child .mean')]"
+    strokes = browser.run(f"{lines}.map((line) => getComputedStyle(line).stroke)")
+    *others, uniform = [float(stroke[6:].split()[0]) for stroke in strokes]  # oklch(lightness ...
+    assert contrast * uniform > max(contrast * other for other in others) and abs(uniform - 0.5) > 0.2
+
+
+def test_tables_fit_a_laptop(browser):
+    browser.open(Path(__file__).parent.parent / "results" / "index.html", width=1200)
+    wide = "[...document.querySelectorAll('.scroll')].filter((each) => each.scrollWidth > each.clientWidth).length"
+    assert browser.run(wide) == 0
+
+
 def test_the_switch_changes_tables_and_charts(pages, browser):
     browser.open(pages["index"])
     assert shown(browser, 'td[data-label="updates"]') == ["100", "100"]
@@ -81,7 +97,7 @@ def test_a_table_sorts_by_what_it_shows(pages, browser):
 
 def test_filters_leave_what_was_asked_for(pages, browser):
     browser.open(pages["index"])
-    assert shown(browser, "output") == ["2 methods, 1 figures and tables"]
+    assert shown(browser, "output") == ["variants shown: 2, experiments: 1"]
     for choice, value, left in (
         ("paper", "rais", 0),
         ("paper", "is", 2),

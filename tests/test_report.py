@@ -17,6 +17,7 @@ from isbench.report.curves import (
     DIFFERENCE,
     EPOCHS,
     ERROR,
+    OBJECTIVE,
     SECONDS,
     STYLES,
     band,
@@ -547,6 +548,24 @@ def test_styles_are_fixed_and_distinct():
     drawn = styles(["loss pool_size=640", "uniform", "loss pool_size=320"])
     assert drawn["uniform"] == STYLES["uniform"]
     assert len(set(drawn.values())) == 3
+    drawn = styles(["upper_bound", "uniform_batch_norm", "adam"])
+    assert len({style.colour for style in drawn.values()}) == 3, "a spare colour is none that a known method has"
+
+
+def test_differences_reach_the_end_of_the_shorter_run(tmp_path):
+    write_run(tmp_path, "uniform", 0, [(0.0, 0.9), (10.0, 0.5), (20.0, 0.3)])
+    write_run(tmp_path, "loss", 0, [(0.0, 0.9), (12.0, 0.4), (24.0, 0.2)])
+    (comparison,) = comparisons(load_runs(tmp_path))
+    (loss,) = comparison.lines("loss", SECONDS, DIFFERENCE)
+    assert list(loss["train_seconds"]) == [12, 20]
+    assert loss["error_difference"].iloc[-1] == pytest.approx(0.4 - 0.2 * 8 / 12 - 0.3)
+
+
+def test_an_objective_without_a_penalty_is_not_drawn_again(tmp_path):
+    write_run(tmp_path, "uniform", 0, line(0.01), objective=0.0)
+    write_run(tmp_path / "decayed", "uniform", 0, line(0.01), objective=0.1)
+    plain, decayed = (comparisons(load_runs(folder))[0] for folder in tmp_path.iterdir())
+    assert sorted(OBJECTIVE in found.quantities() for found in (plain, decayed)) == [False, True]
 
 
 def test_numbers_are_rounded_by_their_uncertainty():

@@ -59,6 +59,14 @@ def test_a_chart_has_every_arm_on_every_axis(slower):
     assert band["x"][-1] == 20 and band["mean"][-1] == -20
 
 
+def test_a_chart_has_no_seconds_where_an_arm_was_not_timed(slower, tmp_path):
+    write_run(tmp_path, "rais", 0, [(float(t), 0.9) for t in range(21)], arm="rais", concurrent_runs=2)
+    (comparison,) = comparisons(load_runs(tmp_path))
+    chart = chart_of(comparison, styles(comparison.arms))
+    axes = {tuple(line["axes"]) for panel in chart["panels"] for line in panel["lines"]}
+    assert axes == {("updates", "epochs")} == {tuple(chart["axes"])}
+
+
 def test_names_cannot_end_the_script_that_holds_them():
     text = as_json({"name": "</script><script>harm(1)</script>"})
     assert "<" not in text and json.loads(text)["name"].startswith("</script>")

@@ -307,6 +307,14 @@ def test_overhead_and_gain_are_over_uniform_and_between_looks(tmp_path):
     assert reach["rais"] / reach["uniform"] == pytest.approx(1.5)
 
 
+def test_an_overhead_that_was_not_timed_has_no_empty_panel(tmp_path):
+    for arm, gain in (("uniform", 1.0), ("rais", 1.5)):
+        write_run(tmp_path, arm, 0, falling(0.01), arm=arm, gain=gain, concurrent_runs=2, **EPOCHS)
+    with rc_context(MATPLOTLIB):
+        figure, data = DRAWINGS["overhead_and_gain"](load_runs(tmp_path))
+    assert len(figure.axes) == data["quantity"].nunique() == 2 and all(panel.lines for panel in figure.axes)
+
+
 def test_seconds_of_a_shared_machine_are_not_drawn(tmp_path):
     grid(tmp_path)
     grid(tmp_path / "shared", seeds=1, dataset={"name": "mnist"})

@@ -116,6 +116,7 @@ def test_each_state_and_what_is_left(choices: Path, tmp_path: Path, monkeypatch,
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["tiny"] == ["9", "1", "1", "1", "1", "2", "3", status.duration(left)]
     assert lines["demo"] == ["9", "9", "?"], "results/ has runs of demo, but not these"
+    assert lines["experiment"][-3:] == ["interrupted", "missing", "left"] and "queued" not in lines["experiment"]
     choices.write_text(choices.read_text().replace("sampler=uniform", "sampler=uniform, lr=1"))
     status.main()
     *_, last = capsys.readouterr().out.splitlines()

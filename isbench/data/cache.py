@@ -99,7 +99,7 @@ def mapped(folder: Path, fingerprint: str, write: Callable[[Path], Source]) -> S
         found = _open(folder, fingerprint)  # another process may have written it meanwhile
         if isinstance(found, Source):
             return found
-        log.info("writing %s: %s", folder, found)
+        log.info("building the cache of the data in %s: %s", folder, found)
         part = folder.with_name(f"{folder.name}.{fingerprint}.part")
         for stale in {folder, *folder.parent.glob(f"{folder.name}.*.part")} - {part}:  # to make room
             shutil.rmtree(stale, ignore_errors=True)
@@ -196,7 +196,7 @@ def _array_stamps(folder: Path) -> dict[str, list[int] | None]:
 def _open(folder: Path, fingerprint: str) -> Source | str:
     """Return the data set in `folder`, mapped, or the reason why it must be written."""
     if not folder.exists():
-        return "it is not there yet"
+        return "its first use"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["fingerprint"] != fingerprint or manifest["files"] != _stamps(map(Path, manifest["files"])):

@@ -109,7 +109,9 @@ def overview(overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> str:
             rows.append(summary(experiment, overrides, queue))
         except MISTAKES as error:
             mistakes.append(f"{experiment}: {explain(error)}")
-    return "\n".join([tabulate(rows, ["experiment", "runs", *STATUSES, "left"]), *mistakes])
+    told = [["experiment", "runs", *STATUSES, "left"], *rows]
+    filled = [column for column in zip(*told, strict=True) if any(column[1:])]
+    return "\n".join([tabulate(list(zip(*filled, strict=True)), headers="firstrow"), *mistakes])
 
 
 def summary(experiment: str, overrides: Sequence[str], queue: Mapping[str, SlurmJob]) -> list[str | int]:

@@ -150,7 +150,7 @@ def reading(found: Sequence[Row]) -> str:
     errors = [row for row in found if row.measure == ERROR]
     budgets = Counter(row.axis for row in errors if row.is_counted)
     left_out = Counter(row.outcome for row in errors if not row.is_counted)
-    equal = " and ".join(f"{count} in {axis}" for axis, count in budgets.most_common())
+    equal = ", ".join(f"{count} in {axis}" for axis, count in budgets.most_common())
     why = {rule.name: rule.sentence for rule in RULES}
     without = ", ".join(f"{count} because {why[name]}" for name, count in left_out.most_common())
     return (

@@ -90,7 +90,11 @@ def _comparison(comparison: Comparison, data: pd.DataFrame, style_of: dict[str, 
             {
                 **_line(written(arm), style_of[arm]),
                 "seeds": [
-                    {_key(x.column): _short(curve[x.column]) for x in AXES if _is_drawn(comparison, curve, x)}
+                    {
+                        _key(x.column): _short(curve[x.column])
+                        for x in comparison.axes()
+                        if _is_drawn(comparison, curve, x)
+                    }
                     for curve in comparison.arms[arm]
                 ],
             }

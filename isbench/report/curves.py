@@ -8,6 +8,7 @@ fixed per sampler; a dash tells apart those whose colours are close.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ Drawn = tuple[Figure, pd.DataFrame]  # a figure, and the data behind it
 Drawing = Callable[[Runs], Drawn]
 INK, GRID = "#1d2430", "#e4e7ec"
 GRID_POINTS = 81
+MARKS = 16  # on the line of one seed at most
 
 
 class Style(NamedTuple):
@@ -100,9 +102,10 @@ MATPLOTLIB: Any = {
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
-    """Give every arm its style: fixed for the known names, spare ones in alphabetical order for the others."""
+    """Give every arm its style: fixed for the known names; spare ones, unused colours first, for the others by name."""
     names = sorted(set(arms))
-    spare = iter(SPARE * (1 + len(names) // len(SPARE)))
+    used = {STYLES[name].colour for name in names if name in STYLES}
+    spare = cycle(sorted(SPARE, key=lambda style: style.colour in used))
     return {name: STYLES.get(name) or next(spare) for name in names}
 
 
@@ -154,8 +157,9 @@ class Comparison(NamedTuple):
         return task(self.dataset, self.model)
 
     def quantities(self) -> tuple[Column, ...]:
-        """Return what there is to draw: the objective where it was recorded, differences where there is a baseline."""
-        objective = (OBJECTIVE,) if self.rows["objective"].notna().any() else ()
+        """Return what there is to draw: differences where there is a baseline, the objective where it has a penalty."""
+        has_penalty = (self.rows["objective"] - self.rows["train_loss"]).abs().gt(0).any()
+        objective = (OBJECTIVE,) if has_penalty else ()
         return (ERROR, *([DIFFERENCE] if self.baseline in self.arms and len(self.arms) > 1 else []), LOSS, *objective)
 
     def names(self, y: Column) -> list[str]:
@@ -185,6 +189,10 @@ class Comparison(NamedTuple):
         """Return those whose mean is drawn: of runs that finished, where there are any."""
         known = [line for line in lines if len(line)]
         return [line for line in known if line["run_id"].iloc[0] in self.finished] or known
+
+    def axes(self) -> tuple[Column, ...]:
+        """Return what the curves may be drawn against."""
+        return AXES if self.is_timed() else (UPDATES, EPOCHS)
 
     def is_timed(self) -> bool:
         """Say whether every arm has a curve that may be drawn against seconds."""
@@ -217,13 +225,15 @@ class Comparison(NamedTuple):
         return band(self.counted(self.lines(arm, x, y)), x, y, floor, self.is_log(y))
 
     def _differences(self, arm: str, x: Column) -> Iterable[pd.DataFrame]:
-        """Yield, per seed, the test error minus that of the baseline where both have one."""
+        """Yield, per seed, the test error minus that of the baseline where both have one, up to the first one's end."""
         start = {curve["seed"].iloc[0]: curve for curve in self.lines(self.baseline, x, ERROR) if len(curve)}
         for own in self.lines(arm, x, ERROR):
             other = start.get(own["seed"].iloc[0]) if len(own) else None
             if other is not None:
-                error = np.interp(own[x.column], other[x.column], other[ERROR.column], left=np.nan, right=np.nan)
-                yield own.assign(**{DIFFERENCE.column: own[ERROR.column] - error}).dropna(subset=[DIFFERENCE.column])
+                places = own[x.column].clip(upper=other[x.column].iloc[-1])
+                error = [np.interp(places, c[x.column], c[ERROR.column], left=np.nan) for c in (own, other)]
+                found = own.assign(**{x.column: places, DIFFERENCE.column: error[0] - error[1]})
+                yield found.dropna(subset=[DIFFERENCE.column]).drop_duplicates(x.column)
 
 
 def comparisons(runs: Runs, baseline: str = "uniform") -> list[Comparison]:
@@ -297,8 +307,8 @@ def draw_band(
         marks: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "none", "linewidth": 0.7}
         marks |= {"color": style.colour, "linestyle": style.dash}
         for place, curve in enumerate(seeds):
-            label = "_" if place else f"{name}, one seed"
-            panel.plot(curve[x.column], curve[y.column] * y.scale, label=label, **marks)
+            label, every = "_" if place else f"{name}, one seed", 1 + len(curve) // MARKS
+            panel.plot(curve[x.column], curve[y.column] * y.scale, label=label, markevery=every, **marks)
         return
     for curve in seeds:
         panel.plot(curve[x.column], curve[y.column] * y.scale, color=style.colour, alpha=0.25, linewidth=0.6)

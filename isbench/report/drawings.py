@@ -18,7 +18,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.budget_curve import SMALLEST, budget_shift, final_errors, whole
 from isbench.report.curves import (
-    AXES,
     EPOCHS,
     INK,
     LOSS,
@@ -92,8 +91,8 @@ def _stacked(runs: Runs, *drawings: Callable[..., list[pd.DataFrame]], baseline:
     return figure, _joined(tables, ["dataset", "model", "arm"])
 
 
-def _axes(comparison: Comparison) -> tuple[Column, ...]:
-    return (SECONDS, EPOCHS) if comparison.is_timed() else (EPOCHS,)
+def _axes(comparison: Comparison) -> list[Column]:
+    return [x for x in comparison.axes() if x is not UPDATES]
 
 
 def _draw_curves(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
@@ -113,32 +112,27 @@ def curve_tables(comparison: Comparison) -> list[pd.DataFrame]:
         _band_table(
             comparison.band(arm, x, y), x, y, len(comparison.counted(comparison.lines(arm, x, y))), comparison.is_log(y)
         ).assign(arm=arm)
-        for x, y in product(AXES, comparison.quantities())
+        for x, y in product(comparison.axes(), comparison.quantities())
         for arm in comparison.names(y)
     ]
 
 
 def _draw_gains(part: Any, comparison: Comparison, style_of: dict[str, Style]) -> list[pd.DataFrame]:
-    axes, tables = part.subplots(1, 3), []
-    goal = OBJECTIVE if OBJECTIVE in comparison.quantities() else LOSS
-    for arm, seeds in comparison.arms.items():
-        paced = list(map(_paced, seeds))
-        for panel, y, lines, x in (
-            (axes[0], GAIN, paced, EPOCHS),
-            (axes[1], OVERHEAD, list(_overheads(comparison, arm)), EPOCHS),
-            (axes[2], goal, paced, EQUIVALENT),
-        ):
-            if lines and (arm != "uniform" or y is goal):
-                mean = band(lines, x, y, 0.0 if y is goal else -np.inf)
-                draw_band(panel, written(arm), lines, mean, x, y, style_of[arm])
-                tables.append(_band_table(mean, x, y, len(lines)).assign(arm=arm))
-            panel.set(xlabel=x.label, ylabel=y.label)
-    if not axes[1].lines:
-        axes[1].text(0.5, 0.5, "not timed", ha="center", va="center", transform=axes[1].transAxes)
-        axes[1].set(xticks=[], yticks=[])
-    axes[1].set_title(comparison.title, fontweight="bold")
-    for panel in axes:
+    goal, tables = OBJECTIVE if OBJECTIVE in comparison.quantities() else LOSS, []
+    paced = {arm: list(map(_paced, seeds)) for arm, seeds in comparison.arms.items()}
+    overheads = {arm: list(_overheads(comparison, arm)) for arm in comparison.arms if arm != "uniform"}
+    gains = {arm: seeds for arm, seeds in paced.items() if arm != "uniform"}
+    drawn = [(GAIN, EPOCHS, gains), (OVERHEAD, EPOCHS, overheads), (goal, EQUIVALENT, paced)]
+    drawn = [(y, x, found) for y, x, found in drawn if any(found.values())]
+    for panel, (y, x, found) in zip(part.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        for arm, seeds in found.items():
+            if seeds:
+                mean = band(seeds, x, y, 0.0 if y is goal else -np.inf)
+                draw_band(panel, written(arm), seeds, mean, x, y, style_of[arm])
+                tables.append(_band_table(mean, x, y, len(seeds)).assign(arm=arm))
+        panel.set(xlabel=x.label, ylabel=y.label)
         label_lines(panel)
+    part.suptitle(comparison.title, fontweight="bold")
     return tables
 
 
@@ -332,7 +326,8 @@ def scores(measured: pd.DataFrame, signal: str) -> Scatter:
     correlation = t_interval([np.corrcoef(*pair)[0, 1] for pair in pairs])
     facts = {"correlation": correlation.mean, "half_width": correlation.half_width, "n": correlation.n}
     labels = (written(REFERENCE), written(signal))
-    return Scatter(norms, own, (norms, rolling), labels, f"correlation {correlation.mean:.2f}", facts)
+    title = f"correlation {correlation.mean:.2f}; line: rolling mean"
+    return Scatter(norms, own, (norms, rolling), labels, title, facts)
 
 
 def probabilities(measured: pd.DataFrame, signal: str) -> Scatter:

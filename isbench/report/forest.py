@@ -19,9 +19,9 @@ from isbench.report.tables import TIMES
 
 TICKS = (0.2, 0.5, 1, 2, 5)
 EDGE = 8.0  # of the axes; what lies beyond ends in an arrow
-THEMES = {  # the name of the file's end, then ink, soft ink, lines, and the colours of better and worse
-    "": ("#1d2430", "#5b6675", "#d9dde3", "#0072b2", "#d55e00"),
-    "_dark": ("#e6e9ef", "#9aa4b2", "#3a424d", "#56b4e9", "#e69f00"),
+THEMES = {  # the name of the file's end, then ink, soft ink, lines, and the colours of better and worse, as on pages
+    "": ("#1d2430", "#5b6675", "#d9dde3", "#0a6b4f", "#a3360f"),
+    "_dark": ("#e6e9ef", "#9aa4b2", "#3a424d", "#6fd3ae", "#f5a682"),
 }
 
 

@@ -25,6 +25,7 @@ from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
 
+FINISHED = "finished"
 NAMES = ("dataset", "model", "arm", "signal")  # columns of the data of a figure that hold names, even "1"
 # Of the bars of the answer: their ticks, the ends of which they reach.
 SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))
@@ -82,11 +83,14 @@ def primary_markdown(inventory: Sequence[Experiment], results: Path) -> str:
 
 
 def tally(inventory: Sequence[Experiment], results: Path) -> str:
-    """Say how many experiments have been run, and how many claims met which verdict."""
-    run = sum((results / experiment.id / RUNS).is_file() for experiment in inventory)
+    """Say how many experiments are finished or have begun, and how many claims met which verdict."""
+    folders = [results / experiment.id for experiment in inventory]
+    states = [_state(folder, read_results(folder)) for folder in folders if (folder / RUNS).is_file()]
     verdicts = Counter(found["verdict"] for experiment in inventory for found in _findings(results / experiment.id))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    start = f"{run} of {len(inventory)} experiments are done"
+    done = states.count(FINISHED)
+    begun = f", {len(states) - done} have begun" if done < len(states) else ""
+    start = f"{done} of {len(inventory)} experiments are finished{begun}"
     if not counts:
         return f"{start}."
     tests = family(inventory, results)
@@ -139,8 +143,6 @@ def _verdict_on(arm: str, findings: list[dict[str, Any]]) -> str:
 
 
 def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> dict[str, Any]:
-    planned = read_json(folder / PROVENANCE, dict, {"planned_runs"})["planned_runs"]
-    finished = (runs.runs["status"] == "finished").sum()
     findings = [
         {
             **each,
@@ -153,13 +155,19 @@ def _card(experiment: Experiment, runs: Runs, folder: Path, survives: bool) -> d
     ]
     return {
         "experiment": experiment,
-        "state": "finished" if finished == planned else f"{finished} of {planned} runs finished",
+        "state": _state(folder, runs),
         "findings": findings,
         "verdicts": list(dict.fromkeys(each["verdict"] for each in findings)),
         "seconds": [f"The seconds of {written(arm)} are not comparable: {why}." for arm, why in clocks(runs).items()],
         "charts": _charts(experiment, runs, folder),
         "examples": examples(runs) if experiment.figure == "examples" and len(runs.probes) else [],
     }
+
+
+def _state(folder: Path, runs: Runs) -> str:
+    planned = read_json(folder / PROVENANCE, dict, {"planned_runs"})["planned_runs"]
+    finished = (runs.runs["status"] == "finished").sum()
+    return FINISHED if finished == planned else f"{finished} of {planned} runs finished"
 
 
 def _about(found: dict[str, Any]) -> str:

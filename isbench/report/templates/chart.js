@@ -49,7 +49,7 @@ function scale(values, isLog, start, end) {
 // What a panel shows against the chosen axis: the lines whose buttons are pressed, with their points.
 function visible(chart, panel, hidden) {
   const axes = new Set(panel.lines.flatMap((line) => Object.keys(line.axes)));
-  const axis = axes.has(chosenAxis()) ? chosenAxis() : [...axes][0];
+  const axis = axes.has(chosenAxis()) ? chosenAxis() : [...axes].at(-1);  // epochs, where seconds are not compared
   const lines = panel.lines.filter((line) => !hidden.has(line.line) && line.axes[axis]?.mean).map((line) => {
     const { name, colour, dash, seeds } = chart.lines[line.line], band = line.axes[axis];
     const runs = line.seeds.map((y, i) => (seeds[i][axis] || []).map((x, k) => [x, y[k]]).filter((point) => known(point[1])));
@@ -135,10 +135,12 @@ function drawLines(chart, panel, width, hidden) {
       ...band.map((point) => [point.x, point.high]), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
     for (const run of line.runs) {
       svg(group, "path", { class: "seed", d: path(run, drawn) });
-      if (!line.hasBand) for (const point of run) svg(group, "circle", { class: "open", cx: drawn.x(point[0]), cy: drawn.y(point[1]), r: 2.6 });
+      const marked = run.filter((_, i) => !line.hasBand && i % (1 + Math.floor(run.length / 16)) === 0);
+      for (const [x, y] of marked) svg(group, "circle", { class: "open", cx: drawn.x(x), cy: drawn.y(y), r: 2.6 });
     }
-    if (line.hasBand || !line.runs.length)
-      svg(group, "path", { class: "mean", "stroke-dasharray": DASHES[line.dash], d: path(line.points.map((point) => [point.x, point.mean]), drawn) });
+    svg(group, "path", {
+      class: line.hasBand ? "mean" : "mean single", "stroke-dasharray": DASHES[line.dash],
+      d: path(line.points.map((point) => [point.x, point.mean]), drawn) });
   }
   if (right > 8) labelLines(drawn, lines, width - right + 6, named, right);
   hover(drawn, lines, axis, label, width - right);

@@ -34,7 +34,7 @@ function filter() {
   for (const part of document.querySelectorAll("[data-paper]"))
     part.hidden = !filters.every(({ value, dataset }) => !value || part.dataset[dataset.filter].split("|").includes(value));
   const count = (selector) => document.querySelectorAll(`${selector}:not([hidden])`).length;
-  tally.textContent = `${count("tr[data-paper]")} methods, ${count("article[data-paper]")} figures and tables`;
+  tally.textContent = `variants shown: ${count("tr[data-paper]")}, experiments: ${count("article[data-paper]")}`;
 }
 for (const select of filters) select.addEventListener("change", filter);
 if (filters.length) filter();
