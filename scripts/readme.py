@@ -28,7 +28,10 @@ sys.path.insert(0, str(ROOT))  # for what lies beside the package, imported wher
 
 FILES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("gpu", "index", "overhead", "results", "robustness", "samplers", "screening")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("gpu", "index", "overhead", "results", "robustness", "samplers", "screening")
+    ),
 )
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.budget_curve import SMALLEST, budget_shift, final_errors, whole
 from isbench.report.curves import (
+    AXES,
     EPOCHS,
     INK,
     LOSS,
