@@ -105,7 +105,7 @@ def profiled(loop: Work) -> tuple[float, list[Any]]:
 
 
 def done(events: Sequence[Any]) -> list[Done]:
-    """Return what the device did, that is the GPU if it did anything. A call of the host and its kernels share an id."""
+    """Return what the device did: the GPU, if it did anything. A call of the host and its kernels share an id."""
     host = [event for event in events if event.device_type == DeviceType.CPU]
     calls = {event.id: event for event in host if event.name.startswith("cu")}
     found = [
