@@ -1,11 +1,13 @@
 """Write the generated parts of README.md and docs/, or with --check say whether they are up to date."""
 
 import json
+import math
 import re
 import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -145,11 +147,19 @@ def screening_table() -> str:
     ]
     for experiment, table in found:
         for (dataset, model, arm), points in table.groupby(["dataset", "model", "arm"], sort=False):
-            by_place = {row.x: f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in points.itertuples()}
-            cells = [by_place.get(place, "\N{EN DASH}") for place in places]
+            found_at = {row.x: row for row in points.itertuples()}
+            cells = [shift(found_at[place]) if place in found_at else "\N{EN DASH}" for place in places]
             names = (f"[{task(dataset, model)}](../results/{experiment.id}/figure.svg)", written(arm))
             lines.append("| " + " | ".join([*names, str(points["n"].max()), *cells]) + " |")
     return "\n".join(lines)
+
+
+def shift(found: Any) -> str:
+    """Write a speed-up with its interval; where the curves do not meet, the last that uniform's curve tells."""
+    if found.mean == found.low:
+        return f"above {found.mean:.2f}"
+    high = "\N{INFINITY}" if math.isinf(found.high) else f"{found.high:.2f}"
+    return f"{found.mean:.2f} [{found.low:.2f}, {high}]"
 
 
 def performance_table() -> str:
