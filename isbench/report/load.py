@@ -240,7 +240,7 @@ def _plain(name: str) -> str:
     """Return a name with '?' for all but letters, digits and what isbench itself puts into names."""
     if not isinstance(name, str) or not re.match(r"\w", name):
         raise ValueError("a name must begin with a letter or a digit")
-    return re.sub(r"[^\w .,:=()\[\]/+-]", "?", name)[:200]
+    return re.sub(r"[^\w .,:=()\[\]/+%-]", "?", name)[:200]
 
 
 def _scalar(value: Any) -> str | int | float | bool | None:
