@@ -32,6 +32,7 @@ class Paper(NamedTuple):
 
 
 PAPERS = {  # the folders of conf/experiment, in the order of the reports
+    "screen": Paper("Screening", "isbench's own method"),
     "sgds": Paper("SGD on Steroids", "Zakka 2018", "https://github.com/kevinzakka/blog-code"),
     "is": Paper(
         "Not All Samples Are Created Equal", "Katharopoulos and Fleuret 2018", "https://arxiv.org/abs/1803.00942"
@@ -42,7 +43,6 @@ PAPERS = {  # the folders of conf/experiment, in the order of the reports
         "Johnson and Guestrin 2018",
         "https://proceedings.neurips.cc/paper/2018/hash/967990de5b3eac7b87d49a13c6834978-Abstract.html",
     ),
-    "screen": Paper("Screening", "isbench's own method"),
 }
 
 
