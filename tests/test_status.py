@@ -159,7 +159,7 @@ def test_real_runs_are_found(tmp_path: Path, monkeypatch, capsys) -> None:
     status.main()
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     states = {tuple(row[:2]): row[2:] for row in rows[2:-1]}
-    for sampler in ("uniform", "loss", "upper_bound"):
+    for sampler in ("uniform", "upper_bound", "screen"):
         state, share, seconds, left = states["seed=0", f"sampler={sampler}"]
         assert (state, share, left) == ("finished", "100%", "0:00:00") and float(seconds) > 0
         state, share, seconds, left = states["seed=1", f"sampler={sampler}"]
