@@ -149,7 +149,7 @@ def screening_table() -> str:
         for (dataset, model, arm), points in table.groupby(["dataset", "model", "arm"], sort=False):
             found_at = {row.x: row for row in points.itertuples()}
             cells = [shift(found_at[place]) if place in found_at else "\N{EN DASH}" for place in places]
-            names = (f"[{task(dataset, model)}](../results/{experiment.id}/figure.svg)", written(arm))
+            names = (f"{task(dataset, model)} (`{experiment.id}`)", written(arm))
             lines.append("| " + " | ".join([*names, str(points["n"].max()), *cells]) + " |")
     return "\n".join(lines)
 

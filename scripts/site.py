@@ -33,13 +33,14 @@ OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
     "results/benchmarks/summary.md": "results/benchmarks/summary.md",
     "results/primary.md": "results/primary.md",
 }
-WIDE = ("results.md", "samplers.md", "gpu.md")  # pages whose tables need the room of the table of contents
+WIDE = ("results.md", "samplers.md", "screening.md", "gpu.md")  # pages whose tables need the room of the table of contents
 COPIED = (
     "results/index.html",
     "results/answer.svg",
     "results/answer_dark.svg",
     "results/benchmarks/scale.svg",
     "results/demo/curves.png",
+    "results/screen_mnist/figure.png",
 )
 
 
