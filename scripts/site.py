@@ -33,7 +33,12 @@ OUTSIDE = {  # files outside docs/ that are pages, and what the pages are called
     "results/benchmarks/summary.md": "results/benchmarks/summary.md",
     "results/primary.md": "results/primary.md",
 }
-WIDE = ("results.md", "samplers.md", "screening.md", "gpu.md")  # pages whose tables need the room of the table of contents
+WIDE = (
+    "results.md",
+    "samplers.md",
+    "screening.md",
+    "gpu.md",
+)  # pages whose tables need the room of the table of contents
 COPIED = (
     "results/index.html",
     "results/answer.svg",

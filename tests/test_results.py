@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -44,6 +45,8 @@ def test_the_index_is_there() -> None:
 def test_every_number_follows_from_the_values_by_seed(name: str) -> None:
     kept = values([name], RESULTS)
     for found in json.loads((RESULTS / name / "verdicts.json").read_text()):
+        if QUANTITIES[found["quantity"]].of_budgets:
+            continue  # test_a_shift_follows_from_the_records
         mine = kept[(kept["claim"] == found["text"]) & (kept["arm"] == found["arm"])] if len(kept) else kept
         assert len(mine) == found["n"], found["text"]
         if not found["n"] or found["misses"] or found["diverged"]:
@@ -55,6 +58,40 @@ def test_every_number_follows_from_the_values_by_seed(name: str) -> None:
         if found["n"] > 1 and scaled.std() > 0:
             interval = back(stats.t.interval(0.95, found["n"] - 1, scaled.mean(), stats.sem(scaled)))
             assert (found["low"], found["high"]) == pytest.approx(tuple(interval), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("screen_*/verdicts.json")))
+def test_a_shift_follows_from_the_records(name: str) -> None:
+    """By hand: at the speed-up the seeds' gaps to uniform's curve have mean 0, at a bound their t is the quantile."""
+    runs, rows = (pd.read_parquet(RESULTS / name / f"{part}.parquet") for part in ("runs", "evaluations"))
+    last = rows.drop_duplicates("run_id", keep="last").set_index("run_id")[["updates", "test_error"]]
+    runs = runs.join(last, on="run_id")
+    shifts = [each for each in json.loads((RESULTS / name / "verdicts.json").read_text()) if "budget" in each["of"]]
+    assert shifts
+    for found in shifts:
+
+        def gaps(factor: float, found=found) -> np.ndarray:
+            each = []
+            for _, mine in runs.groupby("seed"):
+                curve = mine[mine["arm"].str.startswith("uniform")].sort_values("updates")
+                own = mine[mine["arm"].str.match(f"{found['arm']}(_[.0-9]+x)?$")]
+                timed = [part[part["alone"]][["seconds", "updates"]].sum() for part in (own, curve)]
+                cost = timed[0]["seconds"] / timed[0]["updates"] / (timed[1]["seconds"] / timed[1]["updates"])
+                (judged,) = own[own["budget"].eq(found["of"]["budget"])].itertuples()
+                place, places, errors = (
+                    np.log(value) for value in (judged.updates * cost * factor, curve["updates"], curve["test_error"])
+                )
+                each.append(np.interp(place, places, errors, np.nan, np.nan) - np.log(judged.test_error))
+            return np.array(each)
+
+        quantile = stats.t.ppf(0.975, found["n"] - 1)
+        if found["value"] is None:  # at least, or at most, what uniform's curve tells
+            continue
+        assert abs(np.nanmean(gaps(found["value"]))) < 0.01
+        for bound, sign in ((found["low"], 1), (found["high"], -1)):
+            if np.isfinite(bound or np.inf) and not np.isnan(gaps(bound)).any():
+                t = gaps(bound).mean() / stats.sem(gaps(bound))
+                assert t == pytest.approx(sign * quantile, rel=0.05), "a bound between two factors tested"
 
 
 def test_the_lines_that_recompute_a_number_do() -> None:
