@@ -227,7 +227,8 @@ def test_collected_tables_of_something_else(number: int, chance, struck, tmp_pat
         if chance.random() < 0.5:
             frame = frame.drop(columns=column)
         else:
-            frame[column] = [str(chance.choice(STRINGS))] * len(frame)
+            text = str(chance.choice(STRINGS)).encode(errors="replace").decode()  # what Parquet can hold
+            frame[column] = [text] * len(frame)
         frame.to_parquet(results / "demo" / name)
     code = report.main(["demo", "--results", str(results)])
     complaints = capsys.readouterr().err.splitlines()
