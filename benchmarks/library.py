@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "c_sgd": {},
     "p_sgd": {},
     "online_batch_selection": {"recompute": None},
-    "rais": {"gain": False, "weighted_norm": False, "fit_examples": NUM_EXAMPLES // 3},
+    "rais": {"gain": False, "weighted_norm": False},
 }
 
 
@@ -42,7 +42,7 @@ def rows(device: torch.device, quick: bool) -> Iterator[Row]:
         )
         guided = loop(DataLoader(isbench.indexed(data), batch_sampler=guide), guide)
         plain = loop(DataLoader(data, BATCH, shuffle=True, drop_last=True))
-        guided(5 if quick else 3 * STEPS)  # so that the method has begun to choose
+        guided(5 if quick else 7 * STEPS)  # so that the method has begun to choose: RAIS after 314 updates
         times = race([guided, plain], (1 if quick else 8) * STEPS, 1)
         ours, theirs = (np.reshape(each, (-1, STEPS)).sum(1).tolist() for each in times)
         yield Row(method, "plain loop through a DataLoader", ratios(ours, theirs), at_most=GOAL)
