@@ -160,7 +160,7 @@ def budget_curves(runs: Runs) -> Drawn:
                 marks: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": style.colour, "linewidth": 1.5}
                 panel.plot(points["x"], points["mean"], label=written(str(arm)), linestyle=style.dash, **marks)
                 beyond = points[points["mean"].eq(points["low"]) & np.isinf(points["high"])]  # at least so much
-                panel.scatter(beyond["x"], beyond["mean"], 64, style.colour, "^", zorder=3)
+                panel.scatter(beyond["x"], beyond["mean"], s=64, color=style.colour, marker="^", zorder=3)
             x = next(column for column in AXES if column.column == mine["axis"].iloc[0])
             panel.set(xscale="log", yscale="log", xlabel=f"Budget: {x.label.lower()}", ylabel=y.label)
             for axis in (panel.xaxis, panel.yaxis):
