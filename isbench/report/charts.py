@@ -127,7 +127,12 @@ def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
             _panel(
                 y.label,
                 [
-                    {"line": arms.index(arm), "n": int(mine["n"].max()), "axes": {_key(axis): _band(mine)}, "seeds": []}
+                    {
+                        "line": arms.index(arm),
+                        "n": int(mine["n"].max()),
+                        "axes": {_key(axis): _band(_bounded(mine))},
+                        "seeds": [],
+                    }
                     for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
                 ],
                 is_log=True,
@@ -143,6 +148,12 @@ def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
             }
         )
     return charts
+
+
+def _bounded(points: pd.DataFrame) -> pd.DataFrame:
+    """Return points whose intervals end within a factor of four of the means: a bound may be infinite."""
+    low, high = points["mean"].min() / 4, points["mean"].max() * 4
+    return points.assign(**{name: points[name].clip(low, high) for name in ("low", "high")})
 
 
 def gradient_variance(runs: Runs, data: pd.DataFrame) -> list[Chart]:
