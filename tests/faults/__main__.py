@@ -51,7 +51,8 @@ def main() -> int:
     """Run the tests, write summary.json and summary.md, and return pytest's exit code."""
     print(f"seed {os.environ['ISBENCH_FAULT_SEED']}")
     account, started = Account(), time.monotonic()
-    code = pytest.main(["-m", "faults or not faults", "tests/faults", *sys.argv[1:]], plugins=[account])
+    both_cores = ["-n", "2", "--dist", "worksteal"]
+    code = pytest.main(["-m", "faults or not faults", "tests/faults", *both_cores, *sys.argv[1:]], plugins=[account])
     facts = environment("cpu")
     found = {
         "seed": os.environ["ISBENCH_FAULT_SEED"],
