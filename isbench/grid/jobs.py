@@ -59,13 +59,12 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run's folder. Where the device is left open, a GPU's comes first, if there is a record."""
-        folders = [run_folder(config) for config in self._candidates()]
-        return next((folder for folder in folders if (folder / RECORD).exists()), folders[-1])
+        return next((folder for folder in self._folders if (folder / RECORD).exists()), self._folders[-1])
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         """The run's id, and those that it takes where the device is left open."""
-        return [run_id(config) for config in (self.config, *self._candidates())]
+        return [run_id(config) for config in (self.config, *self._candidates)]
 
     @property
     def attempts(self) -> int:
@@ -96,6 +95,11 @@ class Job:
             return last
         return ("running" if is_taken(self.folder / LOCK) else "interrupted" if rows else "missing", "")
 
+    @cached_property
+    def _folders(self) -> list[Path]:
+        return [run_folder(config) for config in self._candidates]
+
+    @cached_property
     def _candidates(self) -> list[RunConfig]:
         devices = ("cuda", "cpu") if self.config.device == "auto" else (self.config.device,)
         return [on_device(self.config, device) for device in devices]
