@@ -1,6 +1,8 @@
 """The pages in a real browser: what they show and do, that they fit, complain of nothing and fetch nothing."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.browser import PROGRAM, Browser
 from tests.report_samples import write_run
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here (Debian: apt install chromium)")
+ROOT = Path(__file__).resolve().parents[1]
 SLOPES = {"uniform": 0.010, "loss": 0.012, "upper_bound": 0.020}
 
 
@@ -138,3 +141,18 @@ def test_the_numbers_of_a_chart_are_a_table(pages, browser):
     head, *rows = text.splitlines()
     assert head == '"panel","line","n","axis","x","mean","low","high"' and len(rows) > 100
     assert any(row.startswith('"Test error (%)","Upper bound","3","seconds"') for row in rows)
+
+
+def test_the_whole_of_an_interval_is_drawn_and_one_without_end_reaches_the_edge(browser, tmp_path):
+    shutil.copytree(ROOT / "results" / "screen_mnist_noise_10", tmp_path / "screen_mnist_noise_10")
+    assert main(["--results", str(tmp_path)]) == 0
+    browser.open(tmp_path / "index.html")
+    panel = "document.querySelector('figure.chart svg:last-of-type {}').getAttribute('{}')"
+    outline = browser.run(panel.format(".band", "d"))
+    top, height = (float(browser.run(panel.format("clipPath rect", name))) for name in ("y", "height"))
+    heights = [float(point.split()[-1]) for point in re.split("[ML]", outline.rstrip("Z"))[1:]]
+    assert heights[1] == heights[2] == min(heights) <= top + 3, "without end"
+    assert all(top + 10 < each < top + height - 3 for each in (heights[0], *heights[3:]))
+    browser.point("figure.chart svg:last-of-type", 0.55)
+    (text,) = shown(browser, ".tip")
+    assert "2.88 [2.34, ∞]" in text

@@ -124,19 +124,22 @@ def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
     for (dataset, model), part in data.groupby(["dataset", "model"], sort=False):
         arms, axis = list(dict.fromkeys(part["arm"])), part["axis"].iloc[0]
         panels = [
-            _panel(
-                y.label,
-                [
-                    {
-                        "line": arms.index(arm),
-                        "n": int(mine["n"].max()),
-                        "axes": {_key(axis): _band(_bounded(mine))},
-                        "seeds": [],
-                    }
-                    for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
-                ],
-                is_log=True,
-            )
+            {
+                **_panel(
+                    y.label,
+                    [
+                        {
+                            "line": arms.index(arm),
+                            "n": int(mine["n"].max()),
+                            "axes": {_key(axis): _band(mine)},
+                            "seeds": [],
+                        }
+                        for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
+                    ],
+                    is_log=True,
+                ),
+                "whole": True,
+            }
             for y in (FINAL, SPEEDUP)
         ]
         charts.append(
@@ -148,12 +151,6 @@ def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
             }
         )
     return charts
-
-
-def _bounded(points: pd.DataFrame) -> pd.DataFrame:
-    """Return points whose intervals end within a factor of four of the means: a bound may be infinite."""
-    low, high = points["mean"].min() / 4, points["mean"].max() * 4
-    return points.assign(**{name: points[name].clip(low, high) for name in ("low", "high")})
 
 
 def gradient_variance(runs: Runs, data: pd.DataFrame) -> list[Chart]:
@@ -279,7 +276,7 @@ def _line(name: str, style: Style) -> dict[str, Any]:
 
 
 def _band(points: pd.DataFrame) -> dict[str, Any]:
-    """Return the points of a mean and its interval; of x on an even grid the ends alone."""
+    """Return the points of a mean and its interval; of x on an even grid the ends alone. An infinite bound is None."""
     x = points["x"].to_numpy()
     is_even = len(x) > 2 and np.allclose(np.diff(x), (x[-1] - x[0]) / (len(x) - 1), rtol=1e-3)
     return {

@@ -24,6 +24,9 @@ function places(band) {
   return band.mean.map((_, i) => band.x[0] + (band.x[1] - band.x[0]) * i / (count - 1));
 }
 
+// The upper bound of an interval: infinite where the lower one stands alone.
+const upper = (band, i) => known(band.low?.[i]) ? band.high[i] ?? Infinity : undefined;
+
 function ticks(low, high, isLog, count) {
   const found = [];
   if (isLog) {
@@ -53,14 +56,15 @@ function visible(chart, panel, hidden) {
   const lines = panel.lines.filter((line) => !hidden.has(line.line) && line.axes[axis]?.mean).map((line) => {
     const { name, colour, dash, seeds } = chart.lines[line.line], band = line.axes[axis];
     const runs = line.seeds.map((y, i) => (seeds[i][axis] || []).map((x, k) => [x, y[k]]).filter((point) => known(point[1])));
-    const points = places(band).map((x, i) => ({ x, mean: band.mean[i], low: band.low?.[i], high: band.high?.[i] }))
+    const points = places(band).map((x, i) => ({ x, mean: band.mean[i], low: band.low?.[i], high: upper(band, i) }))
       .filter((point) => known(point.mean));
     return { name, colour, dash, n: line.n, hasBand: Boolean(band.low), points, runs: runs.filter((run) => run.length) };
   });
   return { axis, label: chart.axes[axis], lines: lines.filter((line) => line.points.length) };
 }
 
-// Limits hold means and seeds; of a band no more than half as much again. Differences begin large: the first quarter does not count.
+// Limits hold means and seeds; of a band no more than half as much again, unless the panel shows the whole of its bands.
+// Differences begin large: the first quarter does not count.
 function limits(panel, lines) {
   const end = Math.max(...lines.flatMap((line) => line.points.map((point) => point.x)));
   const late = (x) => !panel.difference || x >= end / 4;
@@ -70,8 +74,8 @@ function limits(panel, lines) {
     ...line.runs.flat().filter((point) => late(point[0])).map((point) => point[1])]).map(to);
   const sides = lines.flatMap((line) => line.points.filter((point) => late(point.x) && known(point.low)).flatMap((point) => [point.low, point.high]));
   const inner = [Math.min(...middle, ...(panel.difference ? [0] : [])), Math.max(...middle, ...(panel.difference ? [0] : []))];
-  const room = (inner[1] - inner[0]) / 2 || Math.abs(inner[0]) / 10 || 1;
-  const outer = sides.filter((value) => !panel.log || value > 0).map(to);
+  const room = panel.whole ? Infinity : (inner[1] - inner[0]) / 2 || Math.abs(inner[0]) / 10 || 1;
+  const outer = sides.filter((value) => Number.isFinite(value) && (!panel.log || value > 0)).map(to);
   const low = Math.max(Math.min(inner[0], ...outer), inner[0] - room), high = Math.min(Math.max(inner[1], ...outer), inner[1] + room);
   const margin = 0.04 * (high - low);
   return [back(low - margin), back(high + margin)];
@@ -126,13 +130,14 @@ function drawLines(chart, panel, width, hidden) {
   const longest = Math.max(...lines.map((line) => named(line).length));
   const right = width < 420 ? 8 : Math.min(14 + 6.1 * longest, width * 0.36);
   const xs = lines.flatMap((line) => line.points.map((point) => point.x));
-  const drawn = frame(panel, width, [axis === "decile" ? 1 : 0, Math.max(...xs)], limits(panel, lines), false, label, right);
+  const range = limits(panel, lines);
+  const drawn = frame(panel, width, [axis === "decile" ? 1 : 0, Math.max(...xs)], range, false, label, right);
   if (panel.difference) svg(drawn.inside, "path", { class: "zero", d: `M${drawn.box.left} ${drawn.y(0)}H${width}` });
   for (const line of [...lines].reverse()) {  // the baseline on top
     const group = svg(drawn.inside, "g", { class: "drawn", style: `--c:${line.colour}` });
     const band = line.points.filter((point) => known(point.low) && (!panel.log || point.low > 0));
     if (band.length) svg(group, "path", { class: "band", d: path([
-      ...band.map((point) => [point.x, point.high]), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
+      ...band.map((point) => [point.x, Number.isFinite(point.high) ? point.high : range[1]]), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
     for (const run of line.runs) {
       svg(group, "path", { class: "seed", d: path(run, drawn) });
       const marked = run.filter((_, i) => !line.hasBand && i % (1 + Math.floor(run.length / 16)) === 0);
@@ -194,7 +199,7 @@ function asCsv(chart) {
   const rows = [["panel", "line", "n", "axis", "x", "mean", "low", "high"]], quote = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
   for (const panel of chart.panels) {
     for (const line of panel.lines) for (const [axis, band] of Object.entries(line.axes)) places(band).forEach((x, i) =>
-      rows.push([panel.label, chart.lines[line.line].name, line.n, axis, x, band.mean[i], band.low?.[i], band.high?.[i]]));
+      rows.push([panel.label, chart.lines[line.line].name, line.n, axis, x, band.mean[i], band.low?.[i], upper(band, i)]));
     panel.points?.[0].forEach((x, i) => rows.push([panel.label, "", 1, chart.axes.x, x, panel.points[1][i], "", ""]));
   }
   return rows.map((row) => row.map(quote).join(",") + "\r\n").join("");
