@@ -82,7 +82,9 @@ def _comparison(comparison: Comparison, data: pd.DataFrame, style_of: dict[str, 
             for arm, mine in part.groupby("arm", sort=False)
         ]
         is_log = bool(part["scale"].eq("log").any())
-        panels.append(_panel(y.label, sorted(lines, key=lambda line: line["line"]), is_log, y is DIFFERENCE))
+        panels.append(
+            _panel(y.label, sorted(lines, key=lambda line: line["line"]), is_log, 0 if y is DIFFERENCE else None)
+        )
     return {
         "title": comparison.title,
         "axes": {_key(x.column): x.label for x in PLACES.values() if x.column in set(data["axis"])},
@@ -124,22 +126,21 @@ def budget_curves(runs: Runs, data: pd.DataFrame) -> list[Chart]:
     for (dataset, model), part in data.groupby(["dataset", "model"], sort=False):
         arms, axis = list(dict.fromkeys(part["arm"])), part["axis"].iloc[0]
         panels = [
-            {
-                **_panel(
-                    y.label,
-                    [
-                        {
-                            "line": arms.index(arm),
-                            "n": int(mine["n"].max()),
-                            "axes": {_key(axis): _band(mine)},
-                            "seeds": [],
-                        }
-                        for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
-                    ],
-                    is_log=True,
-                ),
-                "whole": True,
-            }
+            _panel(
+                y.label,
+                [
+                    {
+                        "line": arms.index(arm),
+                        "n": int(mine["n"].max()),
+                        "axes": {_key(axis): _band(mine)},
+                        "seeds": [],
+                    }
+                    for arm, mine in part[part["quantity"].eq(y.column)].groupby("arm", sort=False)
+                ],
+                is_log=True,
+                level=1 if y is SPEEDUP else None,
+                has_bars=True,
+            )
             for y in (FINAL, SPEEDUP)
         ]
         charts.append(
@@ -266,9 +267,19 @@ def _picture(example: pd.Series) -> dict[str, Any]:
 
 
 def _panel(
-    label: str, lines: list[dict[str, Any]], is_log: bool = False, is_difference: bool = False
+    label: str,
+    lines: list[dict[str, Any]],
+    is_log: bool = False,
+    level: float | None = None,
+    has_bars: bool = False,
 ) -> dict[str, Any]:
-    return {"label": label, "log": is_log, "difference": is_difference, "lines": lines}
+    """Return a panel.
+
+    Args:
+        level: where a method would lie that is no better than the baseline.
+        has_bars: intervals are bars, one for each point, not bands.
+    """
+    return {"label": label, "log": is_log, "level": level, "bars": has_bars, "lines": lines}
 
 
 def _line(name: str, style: Style) -> dict[str, Any]:

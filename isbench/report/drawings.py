@@ -155,12 +155,14 @@ def budget_curves(runs: Runs) -> Drawn:
         for panel, y in zip(part.subplots(1, 2), (FINAL, SPEEDUP), strict=True):
             for arm, points in mine[mine["quantity"].eq(y.column)].groupby("arm", sort=False):
                 style, ends = style_of[str(arm)], points[["low", "high"]].T.fillna(points["mean"]).to_numpy()
-                shown = np.clip(ends, points["mean"].min() / 4, points["mean"].max() * 4)  # a bound may be infinite
+                shown = np.minimum(ends, 1.3 * ends[np.isfinite(ends)].max())  # a bound may be infinite
                 panel.vlines(points["x"], *shown, color=style.colour, alpha=0.5, linewidth=1)
-                marks: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": style.colour, "linewidth": 1.5}
-                panel.plot(points["x"], points["mean"], label=written(str(arm)), linestyle=style.dash, **marks)
-                beyond = points[points["mean"].eq(points["low"]) & np.isinf(points["high"])]  # at least so much
-                panel.scatter(beyond["x"], beyond["mean"], s=64, color=style.colour, marker="^", zorder=3)
+                is_bound = points["mean"].eq(points["low"]) & np.isinf(points["high"])  # at least so much
+                known, bounds = points[~is_bound], points[is_bound]
+                colour = {"color": style.colour}
+                panel.plot(known["x"], known["mean"], "o", linestyle=style.dash, markersize=3.5, **colour)
+                panel.plot(bounds["x"], bounds["mean"], "^", markersize=8, **colour)
+                panel.plot(points["x"], points["mean"], linestyle="none", label=written(str(arm)), **colour)
             x = next(column for column in AXES if column.column == mine["axis"].iloc[0])
             panel.set(xscale="log", yscale="log", xlabel=f"Budget: {x.label.lower()}", ylabel=y.label)
             for axis in (panel.xaxis, panel.yaxis):

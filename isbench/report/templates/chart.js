@@ -27,6 +27,9 @@ function places(band) {
 // The upper bound of an interval: infinite where the lower one stands alone.
 const upper = (band, i) => known(band.low?.[i]) ? band.high[i] ?? Infinity : undefined;
 
+// A number that is known from below alone.
+const isBound = (point) => point.high === Infinity && point.mean === point.low;
+
 function ticks(low, high, isLog, count) {
   const found = [];
   if (isLog) {
@@ -63,18 +66,18 @@ function visible(chart, panel, hidden) {
   return { axis, label: chart.axes[axis], lines: lines.filter((line) => line.points.length) };
 }
 
-// Limits hold means and seeds; of a band no more than half as much again, unless the panel shows the whole of its bands.
-// Differences begin large: the first quarter does not count.
+// Limits hold means, seeds and bars; of a band no more than half as much again. Differences begin large: the first quarter does not count.
 function limits(panel, lines) {
   const end = Math.max(...lines.flatMap((line) => line.points.map((point) => point.x)));
-  const late = (x) => !panel.difference || x >= end / 4;
+  const late = (x) => panel.level !== 0 || x >= end / 4;
   const to = panel.log ? Math.log : (value) => value, back = panel.log ? Math.exp : (value) => value;
   const middle = lines.flatMap((line) => [
     ...line.points.filter((point) => late(point.x)).map((point) => point.mean),
     ...line.runs.flat().filter((point) => late(point[0])).map((point) => point[1])]).map(to);
   const sides = lines.flatMap((line) => line.points.filter((point) => late(point.x) && known(point.low)).flatMap((point) => [point.low, point.high]));
-  const inner = [Math.min(...middle, ...(panel.difference ? [0] : [])), Math.max(...middle, ...(panel.difference ? [0] : []))];
-  const room = panel.whole ? Infinity : (inner[1] - inner[0]) / 2 || Math.abs(inner[0]) / 10 || 1;
+  if (known(panel.level)) middle.push(to(panel.level));
+  const inner = [Math.min(...middle), Math.max(...middle)];
+  const room = panel.bars ? Infinity : (inner[1] - inner[0]) / 2 || Math.abs(inner[0]) / 10 || 1;
   const outer = sides.filter((value) => Number.isFinite(value) && (!panel.log || value > 0)).map(to);
   const low = Math.max(Math.min(inner[0], ...outer), inner[0] - room), high = Math.min(Math.max(inner[1], ...outer), inner[1] + room);
   const margin = 0.04 * (high - low);
@@ -131,13 +134,18 @@ function drawLines(chart, panel, width, hidden) {
   const right = width < 420 ? 8 : Math.min(14 + 6.1 * longest, width * 0.36);
   const xs = lines.flatMap((line) => line.points.map((point) => point.x));
   const range = limits(panel, lines);
-  const drawn = frame(panel, width, [axis === "decile" ? 1 : 0, Math.max(...xs)], range, false, label, right);
-  if (panel.difference) svg(drawn.inside, "path", { class: "zero", d: `M${drawn.box.left} ${drawn.y(0)}H${width}` });
+  const drawn = frame(panel, width, [axis === "decile" ? 1 : 0, (panel.bars ? 1.04 : 1) * Math.max(...xs)], range, false, label, right);
+  if (known(panel.level)) svg(drawn.inside, "path", { class: "level", d: `M${drawn.box.left} ${drawn.y(panel.level)}H${width}` });
   for (const line of [...lines].reverse()) {  // the baseline on top
     const group = svg(drawn.inside, "g", { class: "drawn", style: `--c:${line.colour}` });
-    const band = line.points.filter((point) => known(point.low) && (!panel.log || point.low > 0));
-    if (band.length) svg(group, "path", { class: "band", d: path([
-      ...band.map((point) => [point.x, Number.isFinite(point.high) ? point.high : range[1]]), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
+    const points = line.points.filter((point) => !isBound(point));
+    const band = points.filter((point) => known(point.low) && (!panel.log || point.low > 0));
+    const top = (point) => [point.x, Number.isFinite(point.high) ? point.high : range[1]];
+    if (panel.bars) for (const point of band) {
+      svg(group, "path", { class: "bar", d: path([[point.x, point.low], top(point)], drawn) });
+      svg(group, "circle", { class: "point", cx: drawn.x(point.x), cy: drawn.y(point.mean), r: 3 });
+    } else if (band.length) svg(group, "path", {
+      class: "band", d: path([...band.map(top), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
     for (const run of line.runs) {
       svg(group, "path", { class: "seed", d: path(run, drawn) });
       const marked = run.filter((_, i) => !line.hasBand && i % (1 + Math.floor(run.length / 16)) === 0);
@@ -145,7 +153,9 @@ function drawLines(chart, panel, width, hidden) {
     }
     svg(group, "path", {
       class: line.hasBand ? "mean" : "mean single", "stroke-dasharray": DASHES[line.dash],
-      d: path(line.points.map((point) => [point.x, point.mean]), drawn) });
+      d: path(points.map((point) => [point.x, point.mean]), drawn) });
+    for (const { x, mean } of line.points.filter(isBound))
+      svg(group, "path", { class: "point", d: `M${drawn.x(x) - 6} ${drawn.y(mean)}h12l-6 -10Z` });
   }
   if (right > 8) labelLines(drawn, lines, width - right + 6, named, right);
   hover(drawn, lines, axis, label, width - right);
@@ -182,7 +192,8 @@ function hover(drawn, lines, axis, label, end) {
       const row = tip.appendChild(document.createElement("div"));
       row.style.setProperty("--c", line.colour);
       const interval = known(point.low) ? ` [${written(point.low)}, ${written(point.high)}]` : ", one seed";
-      row.append(Object.assign(document.createElement("i"), { className: "dot" }), `${line.name}: ${written(point.mean)}${interval}`);
+      const number = isBound(point) ? `above ${written(point.mean)}` : written(point.mean) + interval;
+      row.append(Object.assign(document.createElement("i"), { className: "dot" }), `${line.name}: ${number}`);
     }
     tip.hidden = false;
     const left = event.clientX + 14, width = tip.offsetWidth;
