@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from isbench.report.bars import Bar, bars
 from isbench.report.charts import chart_of
-from isbench.report.curves import comparisons, styles
+from isbench.report.curves import comparisons, styles, widened
 from isbench.report.load import load_runs
 from isbench.report.methods import add_bars, methods
 from isbench.report.templates import as_json
@@ -70,3 +71,19 @@ def test_a_chart_has_no_seconds_where_an_arm_was_not_timed(slower, tmp_path):
 def test_names_cannot_end_the_script_that_holds_them():
     text = as_json({"name": "</script><script>harm(1)</script>"})
     assert "<" not in text and json.loads(text)["name"].startswith("</script>")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_log", "limits"),
+    [
+        (1.0, 3.0, False, (0.8, 3.2)),
+        (1.0, 100.0, True, (10**-0.2, 10**2.2)),
+        (2.0, 2.0, False, None),
+        (0.0, 1.7e308, False, None),
+        (1e-300, 1e300, True, None),
+    ],
+)
+def test_limits_have_a_margin_where_numbers_allow_it(low, high, is_log, limits):
+    with np.errstate(over="ignore"):
+        found = widened(low, high, 0.1, is_log)
+    assert found == (limits and pytest.approx(limits))

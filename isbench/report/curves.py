@@ -283,20 +283,24 @@ def later_range(bands: Sequence[Band]) -> tuple[float, float] | None:
         for side in (band.low, band.mean, band.high)
     ]
     values = np.concatenate([*late, [0.0]])
-    margin = 0.05 * np.ptp(values)
-    return (values.min() - margin, values.max() + margin) if margin else None
+    return widened(values.min(), values.max(), 0.05)
 
 
 def line_range(panel: Axes, is_log: bool) -> tuple[float, float] | None:
     """Return limits that hold the lines, so that no wide band squeezes them."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in panel.lines] or [np.empty(0)])
     known = drawn[np.isfinite(drawn)]
-    if len(known) < 2 or not np.ptp(known):
+    if len(known) < 2:
         return None
+    return widened(known.min(), known.max(), 0.08, is_log)
+
+
+def widened(low: float, high: float, share: float, is_log: bool = False) -> tuple[float, float] | None:
+    """Return limits with a margin, a share of what lies between them; None where that is nothing or too much."""
     scale, inverse = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
-    low, high = scale(known.min()), scale(known.max())
-    margin = 0.08 * (high - low)
-    return float(inverse(low - margin)), float(inverse(high + margin))
+    margin = share * (scale(high) - scale(low))
+    limits = float(inverse(scale(low) - margin)), float(inverse(scale(high) + margin))
+    return limits if low < high and np.isfinite(limits).all() else None
 
 
 def draw_band(

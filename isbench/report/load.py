@@ -134,7 +134,10 @@ def read_results(folder: Path) -> Runs:
         rows, runs = (pd.read_parquet(folder / name) for name in (EVALUATIONS, RUNS))
         rows = rows.assign(**{name: np.nan for name in YOUNG if name not in rows})
         kept = Runs(_typed(rows, ROW_TYPES), _typed(runs, RUN_TYPES, (*PROVENANCE, *MACHINE)))
-        return replace(kept, probes=pd.read_parquet(folder / PROBES)) if (folder / PROBES).is_file() else kept
+        if not (folder / PROBES).is_file():
+            return kept
+        probes = pd.read_parquet(folder / PROBES)
+        return replace(kept, probes=_typed(probes, {}, ("updates", "epoch")))
     except (LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:  # Arrow's are among them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
