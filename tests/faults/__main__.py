@@ -20,7 +20,7 @@ from tests.faults.summary import KINDS, headline, markdown
 
 OUT = Path("results", "reliability")
 FACTS = ("isbench", "git_commit", "git_dirty", "python", "torch", "os", "cpu", "logical_cores")
-COUNTS = ("struck", "survived", "rows", "rows_lost", "rows_doubled")
+COUNTS = ("survived", "rows", "rows_lost", "rows_doubled")
 
 
 class Account:
@@ -28,22 +28,21 @@ class Account:
 
     def __init__(self) -> None:
         self.kinds = {kind: dict.fromkeys(COUNTS, 0) for kind in KINDS}
+        self.failed: list[str] = []
         self.not_run: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped:
             self.not_run.append(report.nodeid)
-        if report.when != "call":
-            return
-        said = report.user_properties
+        if report.failed:
+            self.failed.append(report.nodeid)
         kind = ""
-        for name, value in said:
+        for name, value in report.user_properties if report.when == "call" else ():
             if name == "struck":
                 kind, count = value
-                self.kinds[kind]["struck"] += count
                 self.kinds[kind]["survived"] += count if report.passed else 0
-            elif name == "rows":
-                for key, number in zip(COUNTS[2:], value, strict=True):
+            elif kind:  # what a test that fails before its fault strikes says of rows is of no kind
+                for key, number in zip(COUNTS[1:], value, strict=True):
                     self.kinds[kind][key] += number
 
 
@@ -60,6 +59,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - started),
         **{name: facts[name] for name in FACTS},
         "kinds": account.kinds,
+        "failed": account.failed,
         "not_run": account.not_run,
     }
     print(headline(found))

@@ -1,4 +1,4 @@
-"""What the fault tests found: the kinds of faults, and the table of how many struck and how many were survived."""
+"""What the fault tests found: the kinds of faults, and the table of how many were survived."""
 
 from typing import Any
 
@@ -32,21 +32,24 @@ KINDS = {
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Return a row for each kind of fault."""
-    lines = ["| fault | injected | survived | rows lost or doubled | then |", "| --- " * 5 + "|"]
-    for kind, counts in found["kinds"].items():
-        lines.append(f"| {kind} | {counts['struck']:,} | {counts['survived']:,} | {_rows(counts)} | {KINDS[kind]} |")
+    """Return a row for each kind of fault, and one for each test that failed."""
+    lines = ["| fault | survived | rows lost or doubled | then |", "| --- " * 4 + "|"]
+    lines += [
+        f"| {kind} | {each['survived']:,} | {_rows(each)} | {KINDS[kind]} |" for kind, each in found["kinds"].items()
+    ]
+    lines += [f"| `{test}` | **failed** |  |  |" for test in found["failed"]]
     return "\n".join(lines)
 
 
 def headline(found: dict[str, Any]) -> str:
     """Return the sum of it, and what it was found with."""
     kinds = found["kinds"].values()
-    struck, survived, rows = (sum(counts[name] for counts in kinds) for name in ("struck", "survived", "rows"))
+    survived, rows = (sum(counts[name] for counts in kinds) for name in ("survived", "rows"))
     wrong = sum(counts["rows_lost"] + counts["rows_doubled"] for counts in kinds)
+    origin = f"seed {found['seed']}, {found['date']}, Python {found['python']}, torch {found['torch']}"
     return (
-        f"{survived:,} of {struck:,} faults survived; of {rows:,} rows compared with undisturbed runs, {wrong} lost or "
-        f"doubled (seed {found['seed']}, {found['date']}, Python {found['python']}, torch {found['torch']})."
+        f"{survived:,} faults survived, {len(found['failed'])} not; of {rows:,} rows compared with undisturbed runs, "
+        f"{wrong} lost or doubled ({origin})."
     )
 
 
