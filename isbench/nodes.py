@@ -138,7 +138,7 @@ def _complaint(error: ValidationError, hint: Any) -> str:
     """Say in a few words what is wrong with a value."""
     first = error.errors()[0]
     if first["type"] == "literal_error":
-        return nearest(str(first["input"]), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
+        return "valid: " + ", ".join(sorted(re.findall(r"'(.+?)'", first["ctx"]["expected"])))
     words = re.sub("^((Input|Value|String) should|Value error, must)", "must", first["msg"])
     words = words.replace(" after validation", "").lower()
     return f"{words}, or null" if type(None) in get_args(hint) else words

@@ -69,8 +69,9 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["batch_size=100000"], "larger than the training set (4000 examples)"),
         (["seed=true"], "seed=True: must not be true or false"),
         (["clip_norm=0"], "clip_norm=0: must be greater than 0, or null"),
-        (["numerics.engine=eagre"], "numerics.engine=eagre: did you mean eager?"),
+        (["numerics.engine=eagre"], "numerics.engine=eagre: valid: "),
         (["evaluation=5"], "evaluation=5: must be a valid dictionary"),
+        (["sampler=uniform,loss"], "sampler=uniform,loss: several values make a grid; give -m, too"),
         (["optimzer.lr=1"], "unknown key optimzer.lr: did you mean optimizer.lr"),
         (["seed=${nothing}"], "seed: Interpolation key 'nothing' not found"),
         (["-m", "launcher=joblib", "hydra.launcher.n_job=3"], "did you mean hydra.launcher.n_jobs"),
@@ -123,7 +124,7 @@ def test_other_commands_begin_with_a_word(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["isbench", "report", "nowhere"])
     with pytest.raises(SystemExit, match="1"):
         console()
-    assert capsys.readouterr().err == "nowhere is not a folder: give the folder that holds the runs\n"
+    assert capsys.readouterr().err == "isbench: nowhere is not a folder: give the folder that holds the runs\n"
     monkeypatch.setattr(sys, "argv", ["isbench", "reports"])
     with pytest.raises(SystemExit, match=r"isbench: reports: neither key=value nor a command; did you mean report\?"):
         console()

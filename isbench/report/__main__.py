@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             page = report(given.what[0], given.out, given.target, given.title, given.baseline)
     except (OSError, UserError) as error:
-        print(error, file=sys.stderr)
+        print(f"isbench: {error}", file=sys.stderr)
         return 1
     print(escaped(f"report: {page}"))
     return 0

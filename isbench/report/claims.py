@@ -431,8 +431,8 @@ class Finding(NamedTuple):
         claim, text = self.claim, self.quantity.text
         if claim.smallest is not None:
             side = "at least" if claim.is_upward() else "at most"
-            own = "" if claim.published is not None else " (no number published)"
-            return f"{side} {text(claim.smallest)}{own}"
+            own = "" if claim.published is not None else "no number; ours: "
+            return f"{own}{side} {text(claim.smallest)}"
         if claim.published is None:
             return DASH
         size = text(claim.published)

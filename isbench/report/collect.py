@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: {notice}", file=sys.stderr)
             print(f"{given.results / name}: {len(runs)} runs, {(runs['status'] == 'finished').sum()} finished")
     except (OSError, UserError) as error:
-        print(error, file=sys.stderr)
+        print(f"isbench: {error}", file=sys.stderr)
         return 1
     return 0
 
