@@ -205,7 +205,7 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
         config,
         dataset=dataset,
         model={key: plain.get(key, value) for key, value in config.model.items()},
-        sampler={key: sizes.get(key, value) for key, value in config.sampler.items()},
+        sampler={key: None if key == "table" else sizes.get(key, value) for key, value in config.sampler.items()},
         probe={key: sizes.get(key, value) for key, value in config.probe.items()},
         batch_size=8,
         slots=config.slots and 100,
