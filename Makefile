@@ -28,7 +28,7 @@ demo: $(STAMP) ## train LeNet on 5,000 real digits with three samplers, then wri
 test: $(STAMP) ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew the docs' account of it (20 minutes on two quiet cores)
+test-faults: $(STAMP) ## kill, fill, damage and mislead runs in every way, and renew the docs' account of it (about 20 minutes)
 	@$(BIN)/python -m tests.faults
 	@$(BIN)/python scripts/readme.py
 
