@@ -42,6 +42,8 @@ SAME_PATHS = {
     "rais_svhn",
     "rais_cifar100",
     "screen_mnist_noise_10",
+    "screen_mnist_noise_10_rivals",
+    "screen_fashion_mnist_rivals",
     "screen_mnist_noise_20",
     "screen_mnist_crop",
     "screen_mnist_few",
