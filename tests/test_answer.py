@@ -7,6 +7,8 @@ import pytest
 from isbench.report import collect
 from isbench.report.answer import BETTER, ERROR, LOSS, NEITHER, SPEEDUP, WORSE, Row, answer, reading, rows
 from isbench.report.inventory import Cost, Experiment
+from isbench.report.load import read_results
+from isbench.report.methods import methods
 from tests.report_samples import write_run
 
 METHODS = ("rais", "impon", "loss", "upper_bound", "oracle")
@@ -67,3 +69,21 @@ def test_the_sentence_counts_what_counts_and_says_no_until_something_is_shown():
     assert said.startswith("Not in") and "lower test error (RAIS on MNIST, at equal epochs), 1 with a higher" in said
     assert answer([*nothing, row(BETTER, axis="seconds")]).startswith("In places")
     assert answer([row("one seed", ratio=math.inf)]).startswith("Nothing is known yet")
+
+
+def test_a_method_of_one_budget_is_compared_with_uniform_of_that_budget(tmp_path):
+    """`half` has no run of the whole budget; at half of it, it ends where uniform ends at all of it."""
+    for arm, (budget, speed) in {"uniform_0.5x": (20, 1), "uniform": (40, 1), "half_0.5x": (20, 2)}.items():
+        for seed in range(3):
+            error = 0.5 * (budget * speed) ** -0.5 * (1 + seed / 1000)
+            limit = {"name": "b", "unit": "seconds", "limit": float(budget), "effective": False}
+            write_run(tmp_path / "runs", "uniform", seed, [(0.0, 0.9), (float(budget), error)], arm=arm, budget=limit)
+    collect.collect(tmp_path / "runs", tmp_path / "results" / "mine")
+    claims = {"saves": {"quantity": "budget_shift", "arm": "half"}}
+    mine = Experiment(id="mine", paper="is", shows="a", cost=Cost(minutes=1, machine="one core"), claims=claims)
+    found = {row.measure: row for row in rows([mine], tmp_path / "results")}
+    assert {row.method for row in found.values()} == {"half"} and set(found) == {SPEEDUP, ERROR, LOSS}
+    assert found[ERROR].ratio == pytest.approx(2**0.5, rel=0.01) and found[ERROR].outcome == BETTER
+    assert found[SPEEDUP].ratio == pytest.approx(2, rel=0.1)
+    (half,) = methods(read_results(tmp_path / "results" / "mine"))
+    assert half.arm == "half_0.5x" and half.at["seconds"]["seconds"] == 20

@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from isbench.files import RUNS
+from isbench.report.budget_curve import whole
 from isbench.report.claims import QUANTITIES, Claim, check
 from isbench.report.inventory import Experiment
 from isbench.report.load import Runs, read_results
@@ -72,16 +75,18 @@ def rows(inventory: Sequence[Experiment], results: Path) -> list[Row]:
 
 
 def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
-    budgets = runs.runs.loc[runs.runs["arm"] == BASELINE, "budget_unit"]
-    for measure, claim in _claims(experiment, budgets.iloc[0]) if len(budgets) else ():
-        mine = runs.runs[runs.runs["arm"] == claim.arm]
+    arms, methods = runs.runs["arm"], whole(runs.runs["arm"])
+    budgets = runs.runs.loc[methods == BASELINE, "budget_unit"]
+    for measure, claim in _claims(experiment, set(arms), budgets.iloc[0]) if len(budgets) else ():
+        method = whole(pd.Series([claim.arm])).iloc[0]
+        mine = runs.runs[methods == method]
         if len(mine):
             finding = check(claim, runs)
             dataset, model = mine[["dataset", "model"]].iloc[0]
             centre = finding.centre
             yield Row(
                 experiment=experiment.id,
-                method=claim.arm,
+                method=method,
                 dataset=dataset,
                 model=model,
                 measure=measure,
@@ -96,8 +101,11 @@ def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
             )
 
 
-def _claims(experiment: Experiment, axis: str) -> Iterator[tuple[str, Claim]]:
-    """Yield what is measured of each method, as claims that say nothing which could be held against ours."""
+def _claims(experiment: Experiment, arms: set[str], axis: str) -> Iterator[tuple[str, Claim]]:
+    """Yield what is measured of each method, as claims that say nothing which could be held against ours.
+
+    A method that has no run of the whole budget is compared at the least that both have.
+    """
     compared = [
         claim
         for claim in experiment.claims
@@ -110,8 +118,12 @@ def _claims(experiment: Experiment, axis: str) -> Iterator[tuple[str, Claim]]:
         shifts = [claim for claim in compared if claim.arm == method and QUANTITIES[claim.quantity].of_budgets]
         for claim in sorted(shifts, key=lambda claim: not claim.primary)[:1]:
             yield SPEEDUP, claim
-        yield ERROR, Claim(text=ERROR, quantity="test_error_ratio", arm=method, axis=axis)
-        yield LOSS, Claim(text=LOSS, quantity="train_loss_ratio", arm=method, axis=axis)
+        parts = sorted(arm.removeprefix(method) for arm in arms if arm.startswith(f"{method}_"))
+        budgets = ["", *(part for part in parts if f"{BASELINE}{part}" in arms)]
+        budget = next((part for part in budgets if method + part in arms), "")
+        for measure, quantity in ((ERROR, "test_error_ratio"), (LOSS, "train_loss_ratio")):
+            arm, baseline = method + budget, BASELINE + budget
+            yield measure, Claim(text=measure, quantity=quantity, arm=arm, baseline=baseline, axis=axis)
 
 
 def _outcome(centre: Centre) -> str:
@@ -154,9 +166,9 @@ def reading(found: Sequence[Row]) -> str:
     why = {rule.name: rule.sentence for rule in RULES}
     without = ", ".join(f"{count} because {why[name]}" for name, count in left_out.most_common())
     return (
-        f"A comparison is one method on one task with at least two paired seeds; budgets are counted in their own unit "
-        f"({equal}). {f'Not counted: {without}. ' if without else ''}Intervals are 95 % over seeds, each by itself: "
-        "none is corrected for the number of comparisons."
+        f"A comparison is one method on one task in one experiment, at least two seeds paired; budgets are counted "
+        f"in their own unit ({equal}). {f'Not counted: {without}. ' if without else ''}"
+        "Intervals are 95 % over seeds, each by itself: none is corrected for the number of comparisons."
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.bars import bars
+from isbench.report.budget_curve import FACTOR
 from isbench.report.claims import Claim, Finding, Run, check, measure
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
@@ -26,12 +27,16 @@ class Method(NamedTuple):
 
 
 def methods(runs: Runs, baseline: str = "uniform") -> list[Method]:
-    """Return every arm that has a run with the seed, data set and model of a run of the baseline."""
+    """Return every arm that has a run with the seed, data set and model of a run of the baseline.
+
+    Where arms are one method at several budgets, each is compared with the baseline of its own budget, if there is one.
+    """
     found = []
     for (dataset, model), part in runs.runs.groupby(["dataset", "model"]):
         mine = Runs(runs.rows[runs.rows["run_id"].isin(part["run_id"])], part.reset_index(drop=True), runs.probes)
-        for arm in sorted(set(part["arm"]) - {baseline}):
-            at = {axis: values for axis in AXES if (values := _at_equal(mine, arm, baseline, axis))}
+        same_budget = baseline + part["arm"].str.extract(f"{FACTOR}$", expand=False).fillna("")
+        for arm, other in sorted(set(zip(part["arm"], same_budget, strict=True))):
+            at = {axis: values for axis in AXES if arm != other and (values := _at_equal(mine, arm, other, axis))}
             if at:
                 found.append(Method(arm, str(dataset), str(model), max(each["n"] for each in at.values()), at))
     return found
