@@ -55,20 +55,20 @@ def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, wors
     height = 0.44 * len(places) + 1.3
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(1, len(MEASURES), sharey=True)
-    figure.subplots_adjust(left=0.25, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)
+    axes = {_place(row): row.axis for row in rows if row.measure != SPEEDUP}  # what was equal
+    about = {place: f"{task(*place[2:])}, by {axes[place]}" for place in places}
+    left = 0.03 + 0.006 * max(map(len, about.values()))  # a letter of 7.5 points takes some 4 of the 648
+    figure.subplots_adjust(left=left, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)
     colours = {BETTER: better, WORSE: worse}
     for panel, measure in zip(panels, MEASURES, strict=True):
         _prepare(panel, measure, ink, lines)
         for row in rows:
             if row.measure == measure:
                 _draw_row(panel, row, places[_place(row)], colours.get(row.outcome, soft))
-    axes = {_place(row): row.axis for row in rows if row.measure != SPEEDUP}  # what was equal
     for place, y in places.items():
-        _, method, dataset, model = place
         where = {"transform": panels[0].get_yaxis_transform(), "ha": "right", "clip_on": False}
-        panels[0].text(-0.05, y + 0.05, written(method), va="bottom", fontweight="bold", **where)
-        what = f"{task(dataset, model)}, by {axes[place]}"
-        panels[0].text(-0.05, y, what, va="top", fontsize=7.5, color=soft, **where)
+        panels[0].text(-0.05, y + 0.05, written(place[1]), va="bottom", fontweight="bold", **where)
+        panels[0].text(-0.05, y, about[place], va="top", fontsize=7.5, color=soft, **where)
     panels[0].set(ylim=(min(places.values()) - 0.6, 0.6), yticks=[])
     figure.legend(handles=_legend(soft, better, worse), loc="lower center", ncols=5, fontsize=8)
     return figure
