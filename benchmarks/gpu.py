@@ -97,7 +97,7 @@ class Done(NamedTuple):
 def profiled(loop: Work) -> tuple[float, list[Any]]:
     """Return the seconds of `PROFILED` updates, and the events of as many more."""
     whole = seconds(loop, PROFILED)
-    with profile(activities=supported_activities()) as profiler:
+    with profile(activities=supported_activities(), acc_events=True) as profiler:
         seconds(loop, PROFILED)
     return whole, list(profiler.events())
 
