@@ -45,7 +45,7 @@ COPIED = (
     "results/answer_dark.svg",
     "results/benchmarks/scale.svg",
     "results/demo/curves.png",
-    "results/screen_mnist/figure.png",
+    "results/screen_mnist_rivals/figure.png",
 )
 
 
