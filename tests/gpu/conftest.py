@@ -19,7 +19,7 @@ GPU = torch.device("cuda")
 IS_THERE = IS_PRETENDED or torch.cuda.is_available()
 # Torch warns of choices that are ours (float32 where there is TF32) only where there is a GPU.
 on_a_gpu = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
-needs_a_real_one = pytest.mark.skipif(IS_PRETENDED, reason="a pretended GPU has no memory and no other processes")
+needs_a_real_one = pytest.mark.skipif(IS_PRETENDED, reason="a pretended GPU has no driver, memory or other processes")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from isbench.recording.record import read_rows
 from isbench.run import run
 from tests.conftest import SAMPLERS, compose_config
-from tests.gpu.conftest import IS_PRETENDED, on_a_gpu
+from tests.gpu.conftest import IS_PRETENDED, needs_a_real_one, on_a_gpu
 
 pytestmark = on_a_gpu
 
@@ -89,7 +89,10 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+COMPILED = ("numerics=fast", "compiled", "compiled_graphed, open gate")  # the compiler asks for a driver
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_a_real_one if n in COMPILED else ()) for n in CASES])
 def test_a_few_updates(name: str, tmp_path: Path) -> None:
     places = (f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
     budget = ("budget.unit=updates", f"budget.limit={UPDATES}", "evaluation.points=2")
