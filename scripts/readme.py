@@ -156,8 +156,8 @@ def screening_table() -> str:
 
 def shift(found: Any) -> str:
     """Write a speed-up with its interval; where the curves do not meet, the last that uniform's curve tells."""
-    if found.mean == found.low:
-        return f"above {found.mean:.2f}"
+    if found.mean in (found.low, found.high):
+        return f"{'above' if found.mean == found.low else 'below'} {found.mean:.2f}"
     high = "\N{INFINITY}" if math.isinf(found.high) else f"{found.high:.2f}"
     return f"{found.mean:.2f} [{found.low:.2f}, {high}]"
 

@@ -6,6 +6,7 @@ import pytest
 
 from isbench.report import collect
 from isbench.report.answer import BETTER, ERROR, LOSS, NEITHER, SPEEDUP, WORSE, Row, answer, reading, rows
+from isbench.report.forest import THEMES, draw
 from isbench.report.inventory import Cost, Experiment
 from isbench.report.load import read_results
 from isbench.report.methods import methods
@@ -87,3 +88,7 @@ def test_a_method_of_one_budget_is_compared_with_uniform_of_that_budget(tmp_path
     assert found[SPEEDUP].ratio == pytest.approx(2, rel=0.1)
     (half,) = methods(read_results(tmp_path / "results" / "mine"))
     assert half.arm == "half_0.5x" and half.at["seconds"]["seconds"] == 20
+
+
+def test_a_picture_is_drawn_where_only_the_speed_up_was_measured():
+    assert len(draw([row(BETTER, SPEEDUP, "seconds")], *THEMES[""]).axes) == 3

@@ -157,3 +157,13 @@ def test_a_speed_up_known_from_below_alone_is_a_mark_and_an_interval_without_end
         browser.point("figure.chart svg:last-of-type", at)
         (text,) = shown(browser, ".tip")
         assert number in text
+
+
+def test_a_speed_up_whose_interval_begins_at_nothing_is_drawn(browser, tmp_path):
+    shutil.copytree(ROOT / "results" / "screen_mnist_rivals", tmp_path / "screen_mnist_rivals")
+    assert main(["--results", str(tmp_path)]) == 0
+    browser.open(tmp_path / "index.html")
+    panel = "document.querySelector('figure.chart svg:last-of-type')"
+    assert browser.run(f"{panel}.querySelectorAll('circle.point').length") == 8, "selective backprop: 0.55 [0, 0.89]"
+    lengths = browser.run(f"[...{panel}.querySelectorAll('.bar')].map((bar) => bar.getBBox().height)")
+    assert len(lengths) == 8 and all(0 < length < 400 for length in lengths)

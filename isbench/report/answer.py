@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from isbench.files import RUNS
-from isbench.report.budget_curve import whole
+from isbench.report.budget_curve import is_budget_of, whole
 from isbench.report.claims import QUANTITIES, Claim, check
 from isbench.report.inventory import Experiment
 from isbench.report.load import Runs, read_results
@@ -77,8 +77,7 @@ def rows(inventory: Sequence[Experiment], results: Path) -> list[Row]:
 def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
     arms, methods = runs.runs["arm"], whole(runs.runs["arm"])
     budgets = runs.runs.loc[methods == BASELINE, "budget_unit"]
-    for measure, claim in _claims(experiment, set(arms), budgets.iloc[0]) if len(budgets) else ():
-        method = whole(pd.Series([claim.arm])).iloc[0]
+    for method, measure, claim in _claims(experiment, arms, budgets.iloc[0]) if len(budgets) else ():
         mine = runs.runs[methods == method]
         if len(mine):
             finding = check(claim, runs)
@@ -101,8 +100,8 @@ def _rows(experiment: Experiment, runs: Runs) -> Iterator[Row]:
             )
 
 
-def _claims(experiment: Experiment, arms: set[str], axis: str) -> Iterator[tuple[str, Claim]]:
-    """Yield what is measured of each method, as claims that say nothing which could be held against ours.
+def _claims(experiment: Experiment, arms: pd.Series, axis: str) -> Iterator[tuple[str, str, Claim]]:
+    """Yield each method with what is measured of it, as claims that say nothing which could be held against ours.
 
     A method that has no run of the whole budget is compared at the least that both have.
     """
@@ -114,16 +113,15 @@ def _claims(experiment: Experiment, arms: set[str], axis: str) -> Iterator[tuple
     target = next((claim.of for claim in experiment.claims if "target" in claim.of), None)
     for method in dict.fromkeys(claim.arm for claim in compared):
         if target:
-            yield SPEEDUP, Claim(text=SPEEDUP, quantity="speedup", of=target, arm=method, axis=axis)
+            yield method, SPEEDUP, Claim(text=SPEEDUP, quantity="speedup", of=target, arm=method, axis=axis)
         shifts = [claim for claim in compared if claim.arm == method and QUANTITIES[claim.quantity].of_budgets]
         for claim in sorted(shifts, key=lambda claim: not claim.primary)[:1]:
-            yield SPEEDUP, claim
-        parts = sorted(arm.removeprefix(method) for arm in arms if arm.startswith(f"{method}_"))
-        budgets = ["", *(part for part in parts if f"{BASELINE}{part}" in arms)]
-        budget = next((part for part in budgets if method + part in arms), "")
+            yield method, SPEEDUP, claim
+        factors = [arm.removeprefix(method) for arm in sorted(set(arms[is_budget_of(arms, method)]))]  # whole: first
+        factor = next((each for each in factors if BASELINE + each in set(arms)), "")
         for measure, quantity in ((ERROR, "test_error_ratio"), (LOSS, "train_loss_ratio")):
-            arm, baseline = method + budget, BASELINE + budget
-            yield measure, Claim(text=measure, quantity=quantity, arm=arm, baseline=baseline, axis=axis)
+            arm, baseline = method + factor, BASELINE + factor
+            yield method, measure, Claim(text=measure, quantity=quantity, arm=arm, baseline=baseline, axis=axis)
 
 
 def _outcome(centre: Centre) -> str:

@@ -55,7 +55,7 @@ def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, wors
     height = 0.44 * len(places) + 1.3
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(1, len(MEASURES), sharey=True)
-    axes = {_place(row): row.axis for row in rows if row.measure != SPEEDUP}  # what was equal
+    axes = {_place(row): row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
     about = {place: f"{task(*place[2:])}, by {axes[place]}" for place in places}
     left = 0.03 + 0.006 * max(map(len, about.values()))  # a letter of 7.5 points takes some 4 of the 648
     figure.subplots_adjust(left=left, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)

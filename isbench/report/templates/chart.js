@@ -141,8 +141,9 @@ function drawLines(chart, panel, width, hidden) {
     const points = line.points.filter((point) => !isBound(point));
     const band = points.filter((point) => known(point.low) && (!panel.log || point.low > 0));
     const top = (point) => [point.x, Number.isFinite(point.high) ? point.high : range[1]];
-    if (panel.bars) for (const point of band) {
-      svg(group, "path", { class: "bar", d: path([[point.x, point.low], top(point)], drawn) });
+    if (panel.bars) for (const point of points) {
+      const bottom = panel.log && point.low <= 0 ? range[0] : point.low;
+      if (known(point.low)) svg(group, "path", { class: "bar", d: path([[point.x, bottom], top(point)], drawn) });
       svg(group, "circle", { class: "point", cx: drawn.x(point.x), cy: drawn.y(point.mean), r: 3 });
     } else if (band.length) svg(group, "path", {
       class: "band", d: path([...band.map(top), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
