@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from isbench.files import EVALUATIONS, RUNS
 from isbench.grid import spend
 from isbench.grid.jobs import compose_grid
 from isbench.report import answer
+from isbench.report.curves import SECONDS, UPDATES, Column
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
@@ -131,18 +132,20 @@ def sampler_table() -> str:
     return "\n".join(lines)
 
 
-def screening_table() -> str:
+def screening_table(axis: Column = UPDATES) -> str:
     """Return what each method of the budget curves saves, by budget: uniform's seconds over its own, at one error."""
     found = [
-        (experiment, pd.read_csv(path).query("quantity == 'speedup'"))
+        (experiment, table)
         for experiment in experiments()
         if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
+        if len(table := pd.read_csv(path).query("quantity == 'speedup' and axis == @axis.column"))
     ]
     if not found:
         return "Nothing has run yet."
     places = sorted({place for _, table in found for place in table["x"]})
+    ends = [f"after {place:.1f} s" if axis is SECONDS else f"after {place:,.0f} updates" for place in places]
     lines = [
-        "| task | method | n | " + " | ".join(f"after {place:,.0f} updates" for place in places) + " |",
+        "| task | method | n | " + " | ".join(ends) + " |",
         "| --- " * (3 + len(places)) + "|",
     ]
     for experiment, table in found:
@@ -220,6 +223,7 @@ TABLES = {
     "rules": rule_table,
     "samplers": sampler_table,
     "screening": screening_table,
+    "screening_seconds": partial(screening_table, SECONDS),
 }
 
 

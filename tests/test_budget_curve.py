@@ -116,6 +116,7 @@ def test_the_interval_is_where_a_paired_t_test_shows_no_difference():
             gaps.append(np.interp(math.log(bound * own["place"]), x, y) - math.log(own["error"]))
         t = np.mean(gaps) / (np.std(gaps, ddof=1) / math.sqrt(5))
         assert abs(t) == pytest.approx(2.776, rel=1e-3)  # Student's t at 95 %, four degrees of freedom
+        assert curve_shift(baseline, method, null=bound).p == pytest.approx(0.05, rel=1e-2)
     narrow = curve_shift(baseline, method, level=0.9)
     assert shift.low < narrow.low < narrow.speedup < narrow.high < shift.high and narrow.level == 0.9
 

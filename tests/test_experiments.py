@@ -34,6 +34,7 @@ FOLDER = config_folder() / "experiment"
 GIVEN = {"dataset": {"data_dir"}, "model": {"input_shape", "num_classes"}, "optimizer": {"model"}}
 # Networks and samplers that another experiment brings together too.
 SAME_PATHS = {
+    "screen_mnist_seconds",
     "is_cifar100",
     "is_pool_size",
     "impon_svhn",
@@ -46,7 +47,6 @@ SAME_PATHS = {
     "screen_fashion_mnist_rivals",
     "screen_mnist_noise_20",
     "screen_mnist_crop",
-    "screen_mnist_few",
     "screen_mnist5k",
     "screen_fashion_mnist",
     "screen_rot_mnist",

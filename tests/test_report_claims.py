@@ -270,6 +270,8 @@ def test_shares_are_those_last_measured_of_the_nearest_epoch(tmp_path):
         ({"quantity": "test_error_ratio", "margin": 1.1}, "a margin is around a published number"),
         ({"quantity": "test_error_ratio", "smallest": 1}, "differs from no effect"),
         ({"quantity": "test_error_ratio", "published": 2, "smallest": 1.05}, "at least so much"),
+        ({"quantity": "test_error_ratio", "published": 2, "at_least": 0.9}, "stands alone"),
+        ({"quantity": "test_error_ratio", "at_least": 1}, "below no effect"),
     ],
 )
 def test_claims_that_cannot_fail_or_hold_are_refused(rest, complaint):

@@ -35,7 +35,7 @@ class Shift(NamedTuple):
 
     Where `censored` is "at least" or "at most" the curves do not meet: `speedup` is the last factor on the baseline's
     curve. An interval without an end within the curve has the bound 0 or infinity. Below two seeds bounds are NaN. `p`
-    is two-sided, of a factor of 1; it is NaN where 1 is not on the curve.
+    is two-sided, of a factor of `null`; it is NaN where that is not on the curve.
     """
 
     speedup: float
@@ -53,7 +53,7 @@ class Shift(NamedTuple):
         return Centre(least, most, self.low, self.high, self.level, is_median=self.level < 0.95)
 
 
-def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.95) -> Shift:
+def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.95, null: float = 1.0) -> Shift:
     """Return how far the curve of final errors of `method` lies before that of `baseline`, as a factor of budget.
 
     Both have one row per run: `seed`, `budget` (its name), `place` (what it cost, in the same unit in both) and `error`
@@ -81,11 +81,11 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
     if n == 1:
         low = high = attained = np.nan
     censored = "at least" if centre.min() > ROUNDING else "at most" if centre.max() < -ROUNDING else ""
-    at_one = [np.interp(0, factors, own, np.nan, np.nan) for own in gaps]
+    at_null = [np.interp(np.log(null), factors, own, np.nan, np.nan) for own in gaps]
     if is_ranked:
-        sample = Sample([(-np.inf, gap) if gap < 0 else (gap, np.inf) for gap in at_one])
+        sample = Sample([(-np.inf, gap) if gap < 0 else (gap, np.inf) for gap in at_null])
     else:
-        sample = Sample([(gap, gap) for gap in at_one])
+        sample = Sample([(gap, gap) for gap in at_null])
     p = float(np.clip(2 * min(sample.p_beyond(0, 1), sample.p_beyond(0, -1)), 0, 1))
     return Shift(speedup, low, high, n, censored, attained, p)
 
@@ -189,7 +189,12 @@ def final_errors(runs: Runs, arm: str, axis: str) -> pd.DataFrame:
 
 
 def budget_shift(
-    runs: Runs, arm: str, baseline: str = "uniform", axis: str = "seconds", budget: str | None = None
+    runs: Runs,
+    arm: str,
+    baseline: str = "uniform",
+    axis: str = "seconds",
+    budget: str | None = None,
+    null: float = 1.0,
 ) -> Shift:
     """Return the speed-up of an arm over a baseline, from runs that differ in budget.
 
@@ -200,11 +205,12 @@ def budget_shift(
     Args:
         budget: the one budget of the arm to judge, as `runs` describes it (`700 updates`); None takes all together,
             which blurs what a reader wants to know where their speed-ups differ.
+        null: the speed-up that p tests.
     """
     curve, method = (final_errors(runs, name, axis) for name in (baseline, arm))
     if axis != "seconds":
         method["place"] *= method["seed"].map(_seconds_per_unit(method) / _seconds_per_unit(curve))
-    return curve_shift(curve, method if budget is None else method[method["budget"].eq(budget)])
+    return curve_shift(curve, method if budget is None else method[method["budget"].eq(budget)], null=null)
 
 
 def _seconds_per_unit(table: pd.DataFrame) -> pd.Series:

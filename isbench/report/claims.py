@@ -43,7 +43,8 @@ class Claim:
         margin: what still is the published number: a factor for ratios, else to both sides.
         smallest: the smallest effect that counts, and with it the side; of what has no neutral value, a threshold.
             Published where `published` is the same ("at least 20 %"), else our choice for a claim without a number.
-            With neither, nothing is there to be held against.
+        at_least: what a value that may be no effect has to reach, such as 0.9 of a speed-up: no loss beyond it.
+            With none of these, nothing is there to be held against.
         baseline: the arm that quantities of two arms compare with.
         axis: what is held equal: seconds, updates, epochs or examples.
         at: where on that axis; None is the end of the budget.
@@ -57,6 +58,7 @@ class Claim:
     published: float | None = None
     margin: float | None = None
     smallest: float | None = None
+    at_least: float | None = None
     baseline: str = "uniform"
     axis: str = "seconds"
     at: float | None = None
@@ -81,6 +83,10 @@ class Claim:
             raise ValueError("the smallest effect that counts differs from no effect")
         if self.smallest is not None and self.published not in (None, self.smallest):
             raise ValueError("published and smallest are the same where both are given: at least so much")
+        if self.at_least is not None and (self.published, self.smallest) != (None, None):
+            raise ValueError("at_least stands alone: no loss beyond it is claimed, and no effect")
+        if self.at_least is not None and (quantity.neutral is None or self.at_least >= quantity.neutral):
+            raise ValueError("at_least lies below no effect")
         return self
 
     def is_upward(self) -> bool:
@@ -91,6 +97,8 @@ class Claim:
     def allows(self) -> tuple[float, float]:
         """Return the least and the most that agree with the claim; NaN where it says nothing."""
         quantity = QUANTITIES[self.quantity]
+        if self.at_least is not None:
+            return self.at_least, math.inf
         if self.smallest is not None:
             return (self.smallest, math.inf) if self.is_upward() else (quantity.lowest, self.smallest)
         if self.published is None:
@@ -234,7 +242,7 @@ def _speedup(run: Run, baseline: Run, claim: Claim, target: float, column: str =
 
 
 def _budget_shift(runs: Runs, _: None, claim: Claim, budget: str | None = None) -> Shift:
-    return budget_shift(runs, claim.arm, claim.baseline, claim.axis, budget)
+    return budget_shift(runs, claim.arm, claim.baseline, claim.axis, budget, claim.at_least or 1.0)
 
 
 def _epochs_equivalent(run: Run, baseline: None, claim: Claim) -> float:
@@ -429,6 +437,8 @@ class Finding(NamedTuple):
     def published(self) -> str:
         """Write what ours is held against."""
         claim, text = self.claim, self.quantity.text
+        if claim.at_least is not None:
+            return f"no number; ours: at least {text(claim.at_least)}"
         if claim.smallest is not None:
             side = "at least" if claim.is_upward() else "at most"
             own = "" if claim.published is not None else "no number; ours: "

@@ -4,7 +4,7 @@ Numbers are judged as effects: on the scale on which they are averaged (logs for
 there is one, and turned so that what a claim says lies above it. A claim is about
 
 - an effect: of a published size, with or without a margin, or of a smallest size that counts;
-- a range: no effect within a margin, or at least a threshold where nothing would be no effect;
+- a range: no effect within a margin, no loss beyond a bound, or at least a threshold where nothing would be no effect;
 - a number, within a margin, where nothing would be no effect;
 - nothing that ours could be held against.
 """
