@@ -326,6 +326,16 @@ def test_seconds_of_a_shared_machine_are_not_drawn(tmp_path):
     assert sum("shared the machine" in panel.get_title() for panel in figure.axes) == 3
 
 
+def test_the_ends_of_arms_are_drawn_in_the_order_of_their_errors(tmp_path):
+    grid(tmp_path)
+    with rc_context(MATPLOTLIB):
+        figure, data = DRAWINGS["ends"](load_runs(tmp_path))
+    assert data["arm"].tolist() == ["rais", "uniform"] and set(data["n"]) == {2}
+    np.testing.assert_allclose(data["mean"], [100 * (0.7 * 0.69) ** 0.5, 100 * (0.8 * 0.79) ** 0.5], rtol=1e-5)
+    (panel,) = figure.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["RAIS", "Uniform"]
+
+
 def test_unknown_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="collect its runs first"):
         read_results(tmp_path)

@@ -165,10 +165,8 @@ def budget_curves(runs: Runs) -> Drawn:
                 panel.plot(points["x"], points["mean"], linestyle="none", label=written(str(arm)), **colour)
             x = next(column for column in AXES if column.column == mine["axis"].iloc[0])
             panel.set(xscale="log", yscale="log", xlabel=f"Budget: {x.label.lower()}", ylabel=y.label)
-            for axis in (panel.xaxis, panel.yaxis):
-                axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-                axis.set_minor_formatter(NullFormatter())
+            _spell_out(panel.xaxis)
+            _spell_out(panel.yaxis)
             if y is SPEEDUP:
                 panel.axhline(1, color=INK, linewidth=0.8)
             label_lines(panel)
@@ -193,6 +191,24 @@ def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
             for quantity, table in ((FINAL.column, errors), (SPEEDUP.column, pd.DataFrame(shifts))):
                 names = {"dataset": dataset, "model": model, "arm": arm}
                 yield table.assign(axis=UNIT_COLUMNS[unit], quantity=quantity, scale="log", **names)
+
+
+def ends(runs: Runs) -> Drawn:
+    """The test error that each arm ends with, the lowest first: means of logarithms over seeds."""
+    last = runs.rows.drop_duplicates("run_id", keep="last")[["run_id", "test_error"]]
+    ended = runs.runs[runs.runs["status"].eq("finished")].merge(last, on="run_id")
+    data = _points_table([ended.assign(logs=np.log(ended["test_error"].clip(SMALLEST)))], "arm", "logs")
+    data[["mean", "low", "high"]] = FINAL.scale * np.exp(data[["mean", "low", "high"]])
+    data = data.sort_values("mean", ignore_index=True)
+    figure = Figure(figsize=(6.4, 0.9 + 0.24 * len(data)), layout="constrained")
+    panel = figure.subplots()
+    panel.hlines(data.index, data["low"], data["high"], color=INK, linewidth=1)
+    panel.plot(data["mean"], data.index, "o", color=INK, markersize=4)
+    panel.set_yticks(data.index, map(written, data["x"]))
+    panel.invert_yaxis()
+    panel.set(xscale="log", xlabel=FINAL.label)
+    _spell_out(panel.xaxis)
+    return figure, data.rename(columns={"x": "arm"})
 
 
 def gradient_variance(runs: Runs) -> Drawn:
@@ -388,6 +404,13 @@ def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["x", "mean", "low", "high", "n"])
 
 
+def _spell_out(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as they are, without powers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _joined(tables: list[pd.DataFrame], first: list[str]) -> pd.DataFrame:
     joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=first)
     return joined[[*first, *(name for name in joined.columns if name not in first)]]
@@ -409,6 +432,7 @@ _ALL = (
     overhead_and_gain,
     curves_and_gain,
     budget_curves,
+    ends,
     gradient_variance,
     loss_patterns,
     score_scatter,
