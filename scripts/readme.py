@@ -138,7 +138,7 @@ def screening_table(axis: Column = UPDATES) -> str:
         (experiment, table)
         for experiment in experiments()
         if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
-        if len(table := pd.read_csv(path).query("quantity == 'speedup' and axis == @axis.column"))
+        if len(table := pd.read_csv(path).query(f"quantity == 'speedup' and axis == '{axis.column}'"))
     ]
     if not found:
         return "Nothing has run yet."
