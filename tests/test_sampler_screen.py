@@ -310,10 +310,30 @@ def test_batches_are_uniform_while_the_proxy_errs_and_it_goes_on_learning() -> N
         assert sampler.acts == acts and len(indices) == 4 * B and sampler.proxy.steps == steps + 1
 
 
+def test_a_proxy_that_is_poor_after_a_fourth_of_the_budget_is_dropped() -> None:
+    parts, sampler = build_screen("sampler.max_error=0", "budget.limit=80")
+    train_parts(parts)
+    assert parts.progress.acted_updates == 0 and sampler.proxy.steps == 20 / 4
+    assert sampler._small is None, "nothing was selected, so the small images of all were never made"
+    good, sampler = build_screen("sampler.max_error=0.95", "sampler.start=0.5", "budget.limit=80")
+    train_parts(good)
+    assert sampler.proxy.steps == 80 / 4 and good.progress.acted_updates == 40
+
+
+def test_an_image_is_the_same_before_and_after_all_are_kept() -> None:
+    _, sampler = build_screen()
+    indices = torch.arange(5, 40)
+    sampler.acts = False
+    before = sampler._small_images(indices)
+    assert sampler._small is None
+    sampler.acts = True
+    assert torch.equal(sampler._small_images(indices), before) and len(sampler._small) == N
+
+
 def test_the_error_is_that_of_the_last_looks_examples() -> None:
     parts, sampler = build_screen()
     indices = torch.arange(64)
-    probabilities, _ = sampler.proxy.gradient(sampler._small_images()[indices].float(), parts.dataset.targets[indices])
+    probabilities, _ = sampler.proxy.gradient(sampler._small_images(indices).float(), parts.dataset.targets[indices])
     wrong = float((probabilities.argmax(0) != parts.dataset.targets[indices]).float().mean())
     sampler._look(indices)
     sampler._look(indices)  # the host reads late

@@ -19,6 +19,7 @@ from isbench.samplers.base import EpochSampler, LateReading
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 NUM_TESTED = 1000  # examples on which the record's error of the proxy is measured
+PATIENCE = 0.25  # share of the budget; a proxy that is still poor then costs no more
 
 
 class Screen(EpochSampler):
@@ -28,7 +29,8 @@ class Screen(EpochSampler):
     serves `look_every` updates: it scores a pool for each, and its backward pass takes one step of Adam on all of them.
     Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Pools come from
     shuffled passes. Batches are uniform at both ends of the budget, while the proxy knows too little, and once the data
-    have been seen so often that choosing among them would repeat a few.
+    have been seen so often that choosing among them would repeat a few. After a fourth of the budget a proxy that knows
+    too little is dropped, so that it costs no more.
 
     Args:
         pool_ratio: B / b, the size of a pool over that of a batch.
@@ -46,7 +48,7 @@ class Screen(EpochSampler):
 
     Estimator: biased (towards uncertain examples; unbiased with beta=1)
     Memory: 8 bytes per example, the order of the pass, and 2 per number of the small image
-    Cost: a pass of the proxy over the pool; before the first batch, a look at the whole training set
+    Cost: a pass of the proxy over the pool; before the first selected batch, a look at the whole training set
     GPU-CPU syncs: 1 per update at most (one per look, of the error), without stalling the GPU
     """
 
@@ -98,7 +100,7 @@ class Screen(EpochSampler):
         proxy = PROXIES[self.kind]
         self.proxy = proxy(shape, workspace.num_classes, self.width, workspace.generator, self.proxy_lr)
         self._error = LateReading(1.0)  # share of the last look's examples that the proxy got wrong
-        self._small: Tensor | None = None  # (N, ...) float16: all small images
+        self._small: Tensor | None = None  # (N, ...) float16: all small images, from the first selected batch on
         self.register_buffer("weights", self._weights_of_a_batch(), persistent=False)
 
     def warm_up(self, take_update: Callable[[], None]) -> None:
@@ -112,8 +114,9 @@ class Screen(EpochSampler):
         workspace = self.workspace
         spent = workspace.fraction()
         passes = workspace.progress.updates * workspace.batch_size / workspace.num_examples
-        learns = spent < self.stop and passes < self.max_passes
-        self.acts = learns and spent >= self.start and self._error.value() <= self.max_error
+        is_good = self._error.value() <= self.max_error
+        learns = spent < self.stop and passes < self.max_passes and (is_good or spent < PATIENCE)
+        self.acts = learns and is_good and spent >= self.start
         if self.acts:
             pools = self._pools()
             certainty = self._look(pools)
@@ -148,7 +151,7 @@ class Screen(EpochSampler):
         """Return how certain the proxy is of examples, in the shape of `indices`, and let it learn from them."""
         flat = indices.flatten()
         targets = self.workspace.targets.index_select(0, flat)
-        probabilities = self.proxy.look(self._small_images().index_select(0, flat).float(), targets)
+        probabilities = self.proxy.look(self._small_images(flat).float(), targets)
         self._error.push((probabilities.argmax(0) != targets).float().mean())
         certainty = probabilities.amax(0) if self.score == "uncertainty" else probabilities.gather(0, targets[None])
         return certainty.view_as(indices)
@@ -160,10 +163,13 @@ class Screen(EpochSampler):
         rest = keys.scatter_(1, top, -1.0).topk(self.workspace.batch_size - self.num_top, dim=1, sorted=False).indices
         return torch.cat([top, rest], dim=1)
 
-    def _small_images(self) -> Tensor:
-        """Return the small images of all examples, made at the first call."""
-        if self._small is None:
-            workspace = self.workspace
+    def _small_images(self, indices: Tensor) -> Tensor:
+        """Return the small images of examples (n,). Those of all are made when the first batch is to be selected."""
+        workspace = self.workspace
+        if self._small is None and self.acts:
             everything = torch.arange(workspace.num_examples, device=workspace.device)
-            self._small = torch.cat([shrink(workspace.plain(some).inputs).half() for some in everything.split(256)])
-        return self._small
+            self._small = torch.cat([self._shrunk(some) for some in everything.split(256)])
+        return self._shrunk(indices) if self._small is None else self._small.index_select(0, indices)
+
+    def _shrunk(self, indices: Tensor) -> Tensor:
+        return shrink(self.workspace.plain(indices).inputs).half()
