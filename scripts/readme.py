@@ -157,6 +157,15 @@ def screening_table(axis: Column = UPDATES) -> str:
     return "\n".join(lines)
 
 
+def claims_of(experiment: str) -> str:
+    """Return the claims of an experiment, each with its number and its interval."""
+    path = ROOT / "results" / experiment / "verdicts.json"
+    if not path.is_file():
+        return "Nothing has run yet."
+    lines = [f"| {found['text']} | {found['ours']} | {found['n']} |" for found in json.loads(path.read_text())]
+    return "\n".join([f"| `{experiment}` | ours [95 %] | n |", "| --- | --- | --- |", *lines])
+
+
 def shift(found: Any) -> str:
     """Write a speed-up with its interval; where the curves do not meet, the last that uniform's curve tells."""
     if found.mean in (found.low, found.high):
@@ -223,6 +232,8 @@ TABLES = {
     "rules": rule_table,
     "samplers": sampler_table,
     "screening": screening_table,
+    "screening_choices": partial(claims_of, "screen_choices"),
+    "screening_redundancy": partial(claims_of, "screen_redundancy"),
     "screening_seconds": partial(screening_table, SECONDS),
 }
 

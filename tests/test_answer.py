@@ -92,3 +92,12 @@ def test_a_method_of_one_budget_is_compared_with_uniform_of_that_budget(tmp_path
 
 def test_a_picture_is_drawn_where_only_the_speed_up_was_measured():
     assert len(draw([row(BETTER, SPEEDUP, "seconds")], *THEMES[""]).axes) == 3
+
+
+def test_what_two_experiments_tell_of_one_method_has_their_names_in_the_picture():
+    first = row(BETTER, SPEEDUP, "seconds")
+    second = first._replace(experiment="again")
+    texts = [text.get_text() for text in draw([first, second], *THEMES[""]).axes[0].texts]
+    assert {"MNIST, LeNet, by seconds, mine", "MNIST, LeNet, by seconds, again"} < set(texts)
+    texts = [text.get_text() for text in draw([first, second._replace(dataset="cifar10")], *THEMES[""]).axes[0].texts]
+    assert {"MNIST, LeNet, by seconds", "CIFAR-10, LeNet, by seconds"} < set(texts)

@@ -1,5 +1,6 @@
 """The picture of the answer: each method beside uniform sampling on each task, by three measures, on log axes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,11 @@ def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, wors
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     axes = {_place(row): row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
-    about = {place: f"{task(*place[2:])}, by {axes[place]}" for place in places}
+    texts = {place: f"{task(*place[2:])}, by {axes[place]}" for place in places}
+    known = Counter((place[1], text) for place, text in texts.items())
+    about = {  # what two experiments tell of one method is told apart by their names
+        place: f"{text}, {place[0]}" if known[place[1], text] > 1 else text for place, text in texts.items()
+    }
     left = 0.03 + 0.006 * max(map(len, about.values()))  # a letter of 7.5 points takes some 4 of the 648
     figure.subplots_adjust(left=left, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)
     colours = {BETTER: better, WORSE: worse}

@@ -374,6 +374,6 @@ def headline(table: pd.DataFrame) -> str:
             f"{written(best['arm'])} soonest ({best['speedup']:.2f}\N{MULTIPLICATION SIGN}, "
             f"95 % interval {best['speedup_low']:.2f} to {best['speedup_high']:.2f}, n\u00a0=\u00a0{best['speedup_n']})"
         )
-    words = {"inconclusive": "inconclusive (neither clearly faster nor slower)"}
+    words = {"inconclusive": "inconclusive (neither clearly faster nor slower)", "one seed": "with one seed alone"}
     others = [f"{counts[name]} {words.get(name, name)}" for name in OUTCOMES[1:] if counts[name]]
     return f"On {where}, {first}" + (f"; {', '.join(others)}." if others else ".")
