@@ -152,8 +152,9 @@ class Screen(EpochSampler):
         flat = indices.flatten()
         targets = self.workspace.targets.index_select(0, flat)
         probabilities = self.proxy.look(self._small_images(flat).float(), targets)
-        self._error.push((probabilities.argmax(0) != targets).float().mean())
-        certainty = probabilities.amax(0) if self.score == "uncertainty" else probabilities.gather(0, targets[None])
+        highest, predicted = probabilities.max(0)  # argmax alone takes ten times as long
+        self._error.push((predicted != targets).float().mean())
+        certainty = highest if self.score == "uncertainty" else probabilities.gather(0, targets[None])
         return certainty.view_as(indices)
 
     def _choose(self, certainty: Tensor) -> Tensor:
