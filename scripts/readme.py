@@ -168,10 +168,10 @@ def claims_of(experiment: str) -> str:
 
 def shift(found: Any) -> str:
     """Write a speed-up with its interval; where the curves do not meet, the last that uniform's curve tells."""
-    if found.mean in (found.low, found.high):
-        return f"{'above' if found.mean == found.low else 'below'} {found.mean:.2f}"
+    side = {"at least": "above ", "at most": "below "}.get(found.censored, "")
     high = "\N{INFINITY}" if math.isinf(found.high) else f"{found.high:.2f}"
-    return f"{found.mean:.2f} [{found.low:.2f}, {high}]"
+    is_open = side and found.mean in (found.low, found.high)
+    return f"{side}{found.mean:.2f}" + ("" if is_open else f" [{found.low:.2f}, {high}]")
 
 
 def performance_table() -> str:

@@ -287,12 +287,17 @@ def _line(name: str, style: Style) -> dict[str, Any]:
 
 
 def _band(points: pd.DataFrame) -> dict[str, Any]:
-    """Return the points of a mean and its interval; of x on an even grid the ends alone. An infinite bound is None."""
+    """Return the points of a mean and its interval; of x on an even grid the ends alone. An infinite bound is None.
+
+    `bounds` are the numbers of points of which the mean is known from below alone.
+    """
     x = points["x"].to_numpy()
     is_even = len(x) > 2 and np.allclose(np.diff(x), (x[-1] - x[0]) / (len(x) - 1), rtol=1e-3)
+    bounds = np.flatnonzero(points["censored"].eq("at least")).tolist() if "censored" in points else []
     return {
         "x": _short(x[[0, -1]] if is_even else x),
         **{name: _short(points[name]) for name in ("mean", "low", "high") if points[name].notna().any()},
+        **({"bounds": bounds} if bounds else {}),
     }
 
 

@@ -8,6 +8,7 @@ count, in the median and its interval from ranks (isbench.report.measures.Sample
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, field
 from typing import Any, NamedTuple, Self
@@ -587,8 +588,14 @@ def setting_of(runs: pd.DataFrame, n: int) -> str:
     started = runs[runs["status"] != "skipped"]
     data = (started["dataset"] + " (" + started["provenance"] + ")").unique()
     hardware = {_hardware(run) for _, run in started.iterrows()}
-    parts = [*sorted(data), *sorted(started["model"].unique()), *sorted(started["budget"].unique())]
+    budgets = sorted(started["budget"].unique(), key=_limit)
+    parts = [*sorted(data), *sorted(started["model"].unique()), *budgets]
     return ", ".join([*parts, f"n={n}", *sorted(hardware)])
+
+
+def _limit(budget: str) -> float:
+    number = re.match(r"\d[\d,]*(\.\d+)?", budget)
+    return float(number[0].replace(",", "")) if number else 0.0
 
 
 def _hardware(run: pd.Series) -> str:

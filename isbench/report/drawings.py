@@ -49,6 +49,7 @@ EQUIVALENT = Column("epochs_equivalent", "Epochs equivalent")
 SPEEDUP = Column("speedup", "Speed-up over uniform, in seconds")
 FINAL = Column("final_error", "Final test error (%)", 100.0)
 RELATIVE = Column("relative", "Gradient distance relative to uniform")
+SHIFT = ("low", "high", "n", "censored")  # of a speed-up, besides it
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
@@ -157,7 +158,7 @@ def budget_curves(runs: Runs) -> Drawn:
                 style, ends = style_of[str(arm)], points[["low", "high"]].T.fillna(points["mean"]).to_numpy()
                 shown = np.minimum(ends, 1.3 * ends[np.isfinite(ends)].max())  # a bound may be infinite
                 panel.vlines(points["x"], *shown, color=style.colour, alpha=0.5, linewidth=1)
-                is_bound = points["mean"].eq(points["low"]) & np.isinf(points["high"])  # at least so much
+                is_bound = points["censored"].eq("at least")
                 known, bounds = points[~is_bound], points[is_bound]
                 colour = {"color": style.colour}
                 panel.plot(known["x"], known["mean"], "o", linestyle=style.dash, markersize=3.5, **colour)
@@ -184,7 +185,11 @@ def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
             errors = _points_table([ended.assign(logs=np.log(ended["error"].clip(SMALLEST)))], "place", "logs")
             errors[["mean", "low", "high"]] = FINAL.scale * np.exp(errors[["mean", "low", "high"]])
             shifts = [
-                {"x": place, "mean": shift.speedup, "low": shift.low, "high": shift.high, "n": shift.n}
+                {
+                    "x": place,
+                    "mean": shift.speedup,
+                    **{name: getattr(shift, name) for name in ("low", "high", "n", "censored")},
+                }
                 for place, budget in sorted(set(zip(ended["place"], ended["budget"], strict=True)))
                 if arm != "uniform" and (shift := budget_shift(mine, arm, axis=unit, budget=budget)).n
             ]

@@ -27,9 +27,6 @@ function places(band) {
 // The upper bound of an interval: infinite where the lower one stands alone.
 const upper = (band, i) => known(band.low?.[i]) ? band.high[i] ?? Infinity : undefined;
 
-// A number that is known from below alone.
-const isBound = (point) => point.high === Infinity && point.mean === point.low;
-
 function ticks(low, high, isLog, count) {
   const found = [];
   if (isLog) {
@@ -59,7 +56,10 @@ function visible(chart, panel, hidden) {
   const lines = panel.lines.filter((line) => !hidden.has(line.line) && line.axes[axis]?.mean).map((line) => {
     const { name, colour, dash, seeds } = chart.lines[line.line], band = line.axes[axis];
     const runs = line.seeds.map((y, i) => (seeds[i][axis] || []).map((x, k) => [x, y[k]]).filter((point) => known(point[1])));
-    const points = places(band).map((x, i) => ({ x, mean: band.mean[i], low: band.low?.[i], high: upper(band, i) }))
+    const points = places(band).map((x, i) => ({
+      x, mean: band.mean[i], low: band.low?.[i], high: upper(band, i),
+      isBound: band.bounds?.includes(i), isOpen: band.bounds?.includes(i) && band.low[i] === band.mean[i],  // known from below alone
+    }))
       .filter((point) => known(point.mean));
     return { name, colour, dash, n: line.n, hasBand: Boolean(band.low), points, runs: runs.filter((run) => run.length) };
   });
@@ -138,13 +138,13 @@ function drawLines(chart, panel, width, hidden) {
   if (known(panel.level)) svg(drawn.inside, "path", { class: "level", d: `M${drawn.box.left} ${drawn.y(panel.level)}H${width}` });
   for (const line of [...lines].reverse()) {  // the baseline on top
     const group = svg(drawn.inside, "g", { class: "drawn", style: `--c:${line.colour}` });
-    const points = line.points.filter((point) => !isBound(point));
+    const points = line.points.filter((point) => !point.isBound);
     const band = points.filter((point) => known(point.low) && (!panel.log || point.low > 0));
     const top = (point) => [point.x, Number.isFinite(point.high) ? point.high : range[1]];
-    if (panel.bars) for (const point of points) {
+    if (panel.bars) for (const point of line.points) {
       const bottom = panel.log && point.low <= 0 ? range[0] : point.low;
-      if (known(point.low)) svg(group, "path", { class: "bar", d: path([[point.x, bottom], top(point)], drawn) });
-      svg(group, "circle", { class: "point", cx: drawn.x(point.x), cy: drawn.y(point.mean), r: 3 });
+      if (known(point.low) && !point.isOpen) svg(group, "path", { class: "bar", d: path([[point.x, bottom], top(point)], drawn) });
+      if (!point.isBound) svg(group, "circle", { class: "point", cx: drawn.x(point.x), cy: drawn.y(point.mean), r: 3 });
     } else if (band.length) svg(group, "path", {
       class: "band", d: path([...band.map(top), ...band.map((point) => [point.x, point.low]).reverse()], drawn) + "Z" });
     for (const run of line.runs) {
@@ -155,7 +155,7 @@ function drawLines(chart, panel, width, hidden) {
     svg(group, "path", {
       class: line.hasBand ? "mean" : "mean single", "stroke-dasharray": DASHES[line.dash],
       d: path(points.map((point) => [point.x, point.mean]), drawn) });
-    for (const { x, mean } of line.points.filter(isBound))
+    for (const { x, mean } of line.points.filter((point) => point.isBound))
       svg(group, "path", { class: "point", d: `M${drawn.x(x) - 6} ${drawn.y(mean)}h12l-6 -10Z` });
   }
   if (right > 8) labelLines(drawn, lines, width - right + 6, named, right);
@@ -193,7 +193,7 @@ function hover(drawn, lines, axis, label, end) {
       const row = tip.appendChild(document.createElement("div"));
       row.style.setProperty("--c", line.colour);
       const interval = known(point.low) ? ` [${written(point.low)}, ${written(point.high)}]` : ", one seed";
-      const number = isBound(point) ? `above ${written(point.mean)}` : written(point.mean) + interval;
+      const number = (point.isBound ? "above " : "") + written(point.mean) + (point.isOpen ? "" : interval);
       row.append(Object.assign(document.createElement("i"), { className: "dot" }), `${line.name}: ${number}`);
     }
     tip.hidden = false;
