@@ -27,7 +27,7 @@ from isbench.config import config_folder, on_device, recorded, run_folder
 from isbench.errors import ConfigError, Interrupted, UserError
 from isbench.grid import status
 from isbench.grid import sweeper as grid
-from isbench.grid.jobs import check_distinct, compose_grid, words_for
+from isbench.grid.jobs import check_distinct, check_files, compose_grid, words_for
 from isbench.grid.jobs import expand as expand_grid
 from isbench.grid.kept import collected_runs
 from isbench.grid.member import slot
@@ -162,18 +162,22 @@ def test_mistakes_are_one_line(arms: dict, arguments: list[str], complaint: str)
     assert str(error.value).startswith(complaint) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("experiment", explain.choices("experiment"))
-def test_every_experiment_is_a_grid_of_distinct_runs(experiment: str) -> None:
-    config, jobs = compose_grid([f"experiment={experiment}", "runs_dir=runs"])
-    check_distinct(jobs)
-    assert jobs and config.group == experiment.rpartition("/")[2]
-
-
 def test_two_arms_that_are_one_run_are_refused(choices: Path) -> None:
     choices.write_text(EXPERIMENT.replace(ARMS, "      one: [sampler=loss]\n      two: [sampler=loss]\n"))
     _, jobs = compose_grid(["experiment=tiny", *TINY])
     with pytest.raises(ConfigError, match="'one seed=0' and 'two seed=0' are one and the same run"):
         check_distinct(jobs)
+
+
+def test_a_file_that_a_run_needs_is_looked_for_before_any_run_starts(choices: Path, tmp_path: Path) -> None:
+    table = tmp_path / "losses.pt"
+    arms = f"      one: [sampler=loss]\n      two: [sampler=rho_loss, sampler.table={table}]\n"
+    choices.write_text(EXPERIMENT.replace(ARMS, arms))
+    _, jobs = compose_grid(["experiment=tiny", *TINY])
+    with pytest.raises(ConfigError, match=f"{table}: no such file; make it with .*irreducible_loss"):
+        check_files(jobs)
+    table.touch()
+    check_files(jobs)
 
 
 def test_a_seed_composes_as_hydra_would(choices: Path) -> None:

@@ -29,7 +29,7 @@ from isbench.files import LOCK, RECORD
 from isbench.grid.kept import KeptRun, collected_runs
 from isbench.grid.queue import SlurmJob
 from isbench.locks import is_taken
-from isbench.nodes import config_folder, nearest
+from isbench.nodes import config_folder, locate, nearest
 from isbench.recording.record import ENDED, last_status, read_rows
 
 Axes = dict[str, list[str]]  # key -> key=value, once for each value
@@ -182,6 +182,18 @@ def check_distinct(jobs: Sequence[Job]) -> None:
         twin = seen.setdefault(run_folder(job.config), job)
         if twin is not job:
             raise ConfigError(f"'{twin.label}' and '{job.label}' are one and the same run; leave one of them out")
+
+
+def check_files(jobs: Sequence[Job]) -> None:
+    """Look for the files that samplers need besides the data.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    for sampler in (job.config.sampler for job in jobs):
+        for key, command in getattr(locate(sampler["_target_"]), "made_by", {}).items():
+            if sampler.get(key) and not Path(sampler[key]).exists():
+                raise ConfigError(f"sampler.{key}={sampler[key]}: no such file; make it with {command}")
 
 
 def expand(

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 
 from isbench.errors import GridFailed, Interrupted, UserError
-from isbench.grid.jobs import Ending, Job, check_distinct, make_jobs
+from isbench.grid.jobs import Ending, Job, check_distinct, check_files, make_jobs
 from isbench.grid.kept import RESULTS
 from isbench.grid.queue import queued
 from isbench.grid.status import Standing, all_left, duration, stand
@@ -51,12 +51,13 @@ class ArmSweeper(Sweeper):
         check_distinct(jobs)
         runs_dir = Path(jobs[0].config.runs_dir)
         queue = queued(runs_dir)
-        closed = sum(job.status(queue)[0] in ENDED for job in jobs)
+        open_jobs = [job for job in jobs if job.status(queue)[0] not in ENDED]
+        check_files(open_jobs)
         kept = sum(job.kept is not None for job in jobs)
         where = (
             f", {kept} of them in {RESULTS / str(jobs[0].config.group)}: group=NAME trains them anew" if kept else ""
         )
-        print(f"grid: {closed} of {len(jobs)} runs are finished{where}", file=sys.stderr)
+        print(f"grid: {len(jobs) - len(open_jobs)} of {len(jobs)} runs are finished{where}", file=sys.stderr)
         run_all = getattr(self.launcher, "run_all", self.run_all)  # SLURM's has its own
         if line := long_training([stand(job, queue) for job in jobs]):
             print(line, file=sys.stderr)

@@ -30,6 +30,7 @@ class Sampler(nn.Module):
     observes: tuple[str, ...] = ()  # the signals that the training step returns
     asks: tuple[str, ...] = ()  # what it uses of the workspace that needs a model, labels or inputs
     without: Mapping[str, str] = {}  # of what it asks or observes: the option that does without
+    made_by: Mapping[str, str] = {}  # arguments that name a file: the command that makes it
     remembers: tuple[str, ...] = ()  # attributes, besides buffers, that a checkpoint holds: see `get_extra_state`
     weighted_norm: bool = False  # whether the draw's weights also weight the statistics of batch norm
     moves_to_device: bool = True  # False: each buffer stays where `allocate` makes it

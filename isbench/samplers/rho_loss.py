@@ -36,6 +36,7 @@ class RhoLoss(Sampler):
     """
 
     asks = ("score",)
+    made_by = {"table": "python -m isbench.studies.irreducible_loss"}
     irreducible: Tensor  # (N,)
 
     def __init__(self, table: str | None = None, pool_size: int | None = None):
