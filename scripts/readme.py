@@ -17,7 +17,7 @@ from isbench.files import EVALUATIONS, RUNS
 from isbench.grid import spend
 from isbench.grid.jobs import compose_grid
 from isbench.report import answer
-from isbench.report.curves import SECONDS, UPDATES, Column
+from isbench.report.curves import SECONDS
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
 from isbench.report.load import describe
@@ -36,6 +36,7 @@ FILES = (
         for name in ("gpu", "index", "overhead", "results", "robustness", "samplers", "screening")
     ),
 )
+FACTORS = (0.35, 0.5, 1)  # of the whole budget, at which screening is judged
 DEMO_COLUMNS = ("sampler", "n", "speed-up", "verdict", "test error (%)", "train loss", "seconds to target", "updates")
 
 
@@ -132,28 +133,29 @@ def sampler_table() -> str:
     return "\n".join(lines)
 
 
-def screening_table(axis: Column = UPDATES) -> str:
+def screening_table() -> str:
     """Return what each method of the budget curves saves, by budget: uniform's seconds over its own, at one error."""
     found = [
-        (experiment, table)
+        (experiment, pd.read_csv(path).query("quantity == 'speedup'"))
         for experiment in experiments()
         if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
-        if len(table := pd.read_csv(path).query(f"quantity == 'speedup' and axis == '{axis.column}'"))
     ]
     if not found:
         return "Nothing has run yet."
-    places = sorted({place for _, table in found for place in table["x"]})
-    ends = [f"after {place:.1f} s" if axis is SECONDS else f"after {place:,.0f} updates" for place in places]
-    lines = [
-        "| task | method | n | " + " | ".join(ends) + " |",
-        "| --- " * (3 + len(places)) + "|",
-    ]
+    head = ("task", "1x", "method", "n", *(f"{factor:g}x" for factor in FACTORS))
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment, table in found:
+        whole, is_timed = table["x"].max(), table["axis"].eq(SECONDS.column).any()
         for (dataset, model, arm), points in table.groupby(["dataset", "model", "arm"], sort=False):
-            found_at = {row.x: row for row in points.itertuples()}
-            cells = [shift(found_at[place]) if place in found_at else "\N{EN DASH}" for place in places]
-            names = (f"{task(dataset, model)} (`{experiment.id}`)", written(arm))
-            lines.append("| " + " | ".join([*names, str(points["n"].max()), *cells]) + " |")
+            found_at = {round(row.x / whole, 2): row for row in points.itertuples()}
+            cells = (
+                f"{task(dataset, model)} (`{experiment.id}`)",
+                f"{whole:.0f} s" if is_timed else f"{whole:,.0f} updates",
+                written(arm),
+                str(points["n"].max()),
+                *(shift(found_at[factor]) if factor in found_at else "\N{EN DASH}" for factor in FACTORS),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -234,7 +236,6 @@ TABLES = {
     "screening": screening_table,
     "screening_choices": partial(claims_of, "screen_choices"),
     "screening_redundancy": partial(claims_of, "screen_redundancy"),
-    "screening_seconds": partial(screening_table, SECONDS),
 }
 
 

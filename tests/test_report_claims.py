@@ -129,6 +129,7 @@ def test_a_method_that_did_not_act_is_not_judged(three):
             )
         assert verdict() == word
     write_run(three, "loss", 0, falling(0.02), acted=lambda updates: 0, **UPDATES)
+    assert verdict(smallest=None, at_least=0.9) == "reproduced", "to step aside is a way to lose nothing"
     number = {"quantity": "test_error", "smallest": None, "published": 0.46, "margin": 0.1}
     assert verdict() == "not exercised" and verdict(**number) == "reproduced", "a number of the arm, not of its method"
 

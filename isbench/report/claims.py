@@ -519,7 +519,8 @@ def _evidence(claim: Claim, measured: Measured, centre: Centre, n: int) -> Evide
     low, high, least, most, size = (quantity.effect(value) for value in (*bounds, *allowed, published))
     if quantity.neutral is not None and most < 0:  # turned, so that what is claimed lies above no effect
         low, high, least, most, size = -high, -low, -most, -least, -size
-    is_of_method = quantity.neutral is not None and quantity.probe is None
+    # A method that steps aside may still be claimed to cost no more.
+    is_of_method = quantity.neutral is not None and quantity.probe is None and claim.at_least is None
     is_of_learning = quantity.is_paired and not quantity.is_timed and quantity.probe is None
     return Evidence(
         n=n,
