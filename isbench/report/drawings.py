@@ -49,7 +49,6 @@ EQUIVALENT = Column("epochs_equivalent", "Epochs equivalent")
 SPEEDUP = Column("speedup", "Speed-up over uniform, in seconds")
 FINAL = Column("final_error", "Final test error (%)", 100.0)
 RELATIVE = Column("relative", "Gradient distance relative to uniform")
-SHIFT = ("low", "high", "n", "censored")  # of a speed-up, besides it
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
@@ -176,6 +175,7 @@ def budget_curves(runs: Runs) -> Drawn:
 
 def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
     """Yield, per data set, network and arm, the errors and the speed-ups at its budgets, in the form of the figure."""
+    told = ("low", "high", "n", "censored")  # of a speed-up, besides it
     for (dataset, model), group in runs.runs.groupby(["dataset", "model"]):
         mine, unit = replace(runs, runs=group), str(group["budget_unit"].iloc[0])
         arms = sorted(whole(group["arm"]).unique(), key=lambda name: (name != "uniform", name))
@@ -185,11 +185,7 @@ def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
             errors = _points_table([ended.assign(logs=np.log(ended["error"].clip(SMALLEST)))], "place", "logs")
             errors[["mean", "low", "high"]] = FINAL.scale * np.exp(errors[["mean", "low", "high"]])
             shifts = [
-                {
-                    "x": place,
-                    "mean": shift.speedup,
-                    **{name: getattr(shift, name) for name in ("low", "high", "n", "censored")},
-                }
+                {"x": place, "mean": shift.speedup, **{name: getattr(shift, name) for name in told}}
                 for place, budget in sorted(set(zip(ended["place"], ended["budget"], strict=True)))
                 if arm != "uniform" and (shift := budget_shift(mine, arm, axis=unit, budget=budget)).n
             ]
