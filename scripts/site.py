@@ -45,6 +45,7 @@ COPIED = (
     "results/answer_dark.svg",
     "results/benchmarks/scale.svg",
     "results/demo/curves.png",
+    "results/screen_choices/figure.png",
     "results/screen_mnist_rivals/figure.png",
 )
 
