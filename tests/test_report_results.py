@@ -327,6 +327,11 @@ def test_seconds_of_a_shared_machine_are_not_drawn(tmp_path):
 
 
 def test_the_ends_of_arms_are_drawn_in_the_order_of_their_errors(tmp_path):
+    write_run(tmp_path, "uniform", 0, falling(0.01, final=3), status=None, arm="uniform", **EPOCHS)
+    with rc_context(MATPLOTLIB):
+        figure, data = DRAWINGS["ends"](load_runs(tmp_path))
+        figure.savefig(tmp_path / "no_run_has_ended.png")
+    assert data.empty
     grid(tmp_path)
     with rc_context(MATPLOTLIB):
         figure, data = DRAWINGS["ends"](load_runs(tmp_path))

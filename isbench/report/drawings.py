@@ -207,8 +207,10 @@ def ends(runs: Runs) -> Drawn:
     panel.plot(data["mean"], data.index, "o", color=INK, markersize=4)
     panel.set_yticks(data.index, map(written, data["x"]))
     panel.invert_yaxis()
-    panel.set(xscale="log", xlabel=FINAL.label)
-    _spell_out(panel.xaxis)
+    panel.set(xlabel=FINAL.label)
+    if len(data):  # a log axis needs a number
+        panel.set_xscale("log")
+        _spell_out(panel.xaxis)
     return figure, data.rename(columns={"x": "arm"})
 
 
