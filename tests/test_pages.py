@@ -111,6 +111,19 @@ def test_filters_leave_what_was_asked_for(pages, browser):
         assert len(shown(browser, "tr[data-paper]")) == left
 
 
+def test_a_variant_is_left_out_where_it_has_no_number(pages, browser):
+    browser.open(pages["index"])
+    lost = """for (const each of document.querySelector("tr[data-paper]").querySelectorAll('[data-at="seconds"]'))
+        each.dataset.value = "";"""
+    browser.run(lost)
+    for axis, said in (
+        ("updates", "variants shown: 2, experiments: 1"),
+        ("seconds", "variants shown: 1, not compared at equal seconds: 1, experiments: 1"),
+    ):
+        click(browser, f'button[data-to="{axis}"]')
+        assert shown(browser, "output") == [said]
+
+
 def test_the_mouse_over_a_chart_reads_its_numbers(pages, browser):
     browser.open(pages["index"])
     assert shown(browser, ".tip") == []

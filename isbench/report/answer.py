@@ -63,6 +63,12 @@ class Row(NamedTuple):
         return self.outcome not in NOT_JUDGED
 
 
+def shared_tasks(rows: Sequence[Row]) -> set[tuple[str, str, str]]:
+    """Return what several experiments tell of: method, data set and network. There the experiment must be named."""
+    found = Counter(key[1:] for key in {(row.experiment, row.method, row.dataset, row.model) for row in rows})
+    return {key for key, count in found.items() if count > 1}
+
+
 def rows(inventory: Sequence[Experiment], results: Path) -> list[Row]:
     """Return all rows that have at least one pair of runs, experiment by experiment, method by method."""
     return [

@@ -1,6 +1,5 @@
 """The picture of the answer: each method beside uniform sampling on each task, by three measures, on log axes."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from isbench.report.answer import BETTER, MEASURES, SPEEDUP, WORSE, Row
+from isbench.report.answer import BETTER, MEASURES, SPEEDUP, WORSE, Row, shared_tasks
 from isbench.report.curves import MATPLOTLIB
 from isbench.report.names import task, written
 from isbench.report.tables import TIMES
@@ -57,10 +56,10 @@ def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, wors
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     axes = {_place(row): row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
-    texts = {place: f"{task(*place[2:])}, by {axes[place]}" for place in places}
-    known = Counter((place[1], text) for place, text in texts.items())
-    about = {  # what two experiments tell of one method is told apart by their names
-        place: f"{text}, {place[0]}" if known[place[1], text] > 1 else text for place, text in texts.items()
+    shared = shared_tasks(rows)
+    about = {
+        place: f"{task(*place[2:])}, by {axes[place]}" + (f", {place[0]}" if place[1:] in shared else "")
+        for place in places
     }
     left = 0.03 + 0.006 * max(map(len, about.values()))  # a letter of 7.5 points takes some 4 of the 648
     figure.subplots_adjust(left=left, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)

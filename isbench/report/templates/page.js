@@ -30,14 +30,24 @@ for (const button of document.querySelectorAll("table.sortable thead button")) b
 });
 
 const filters = [...document.querySelectorAll("select[data-filter]")], tally = document.querySelector(".filters output");
+// Hides what the menus leave out, and rows of the table that have no number at what is chosen to be equal.
 function filter() {
-  for (const part of document.querySelectorAll("[data-paper]"))
-    part.hidden = !filters.every(({ value, dataset }) => !value || part.dataset[dataset.filter].split("|").includes(value));
+  let others = 0;
+  for (const part of document.querySelectorAll("[data-paper]")) {
+    const fits = filters.every(({ value, dataset }) => !value || part.dataset[dataset.filter].split("|").includes(value));
+    const lacks = part.matches("tr") && !part.querySelector(`[data-at="${chosenAxis()}"]:not([data-value=""])`);
+    part.hidden = !fits || lacks;
+    others += fits && lacks;
+  }
   const count = (selector) => document.querySelectorAll(`${selector}:not([hidden])`).length;
-  tally.textContent = `variants shown: ${count("tr[data-paper]")}, experiments: ${count("article[data-paper]")}`;
+  tally.textContent = `variants shown: ${count("tr[data-paper]")}` +
+    `${others ? `, not compared at equal ${chosenAxis()}: ${others}` : ""}, experiments: ${count("article[data-paper]")}`;
 }
 for (const select of filters) select.addEventListener("change", filter);
-if (filters.length) filter();
+if (filters.length) {
+  document.addEventListener("axis", filter);
+  filter();
+}
 
 for (const button of document.querySelectorAll("button[data-measure]")) button.addEventListener("click", () => {
   for (const other of document.querySelectorAll("button[data-measure]")) other.setAttribute("aria-pressed", other === button);
