@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from scipy.stats import ttest_1samp
 
 from isbench.report import charts
 from isbench.report.budget_curve import budget_shift, curve_shift, final_errors
+from isbench.report.claims import Claim, check, measure
 from isbench.report.drawings import budget_curves
 from isbench.report.load import load_runs
 from tests.report_samples import write_run
@@ -298,6 +300,54 @@ def test_a_diverged_run_takes_the_place_of_the_others_and_an_unfinished_one_does
     assert budget_shift(runs, "fast", axis="updates") == pytest.approx(shift)
     runs.runs.loc[is_first, "status"] = "unfinished"
     assert budget_shift(runs, "fast").n == 3
+
+
+def claim(**changes):
+    about = {
+        "text": "saves",
+        "quantity": "budget_shift",
+        "arm": "fast",
+        "axis": "updates",
+        "of": {"budget": "50 updates"},
+    }
+    return Claim(**{**about, **changes})
+
+
+def test_a_claim_on_one_budget_is_about_the_runs_of_that_budget(folder):
+    """The method never acts in its runs of 50 updates, and always in those of 100."""
+    runs = load_runs(folder)
+    runs.rows["acted_updates"] = runs.rows["updates"].where(runs.rows["updates"] > 50, 0)
+    assert check(claim(), runs).verdict == "not exercised"
+    assert check(claim(of={"budget": "100 updates"}), runs).verdict == "descriptive"
+    assert {run.curve["updates"].max() for run in measure(claim(), runs).arms} == {50}
+
+
+def test_a_claim_says_why_a_median_stands_for_the_mean(folder):
+    runs = load_runs(folder)
+    first = runs.runs["seed"].eq(0) & runs.runs["arm"].eq("fast_0.5x")
+    runs.runs.loc[first, "status"] = "diverged"
+    assert check(claim(), runs).ours().endswith("(87.5 %), 1 of 4 seeds diverged")
+    without = "(87.5 %)"
+    runs.runs.loc[first, "status"] = "finished"
+    last = runs.rows["run_id"].isin(runs.runs.loc[first, "run_id"]) & runs.rows["updates"].gt(0)
+    runs.rows.loc[last, "test_error"] = 0.0  # an error of 0 has no logarithm either
+    assert check(claim(), runs).ours().startswith("median") and check(claim(), runs).ours().endswith(without)
+
+
+def test_runs_that_all_shared_the_machine_are_not_timed(folder):
+    runs = load_runs(folder)
+    runs.runs["alone"] = False
+    assert check(claim(), runs).verdict == "not timed"
+
+
+def test_one_budget_is_no_curve(folder):
+    """Costs that differ from seed to seed leave no factor that lies on every seed's curve of one point."""
+    runs = load_runs(folder)
+    kept = runs.runs["arm"].isin(["uniform_0.5x", "fast_0.5x"])
+    runs = replace(runs, runs=runs.runs[kept].copy())
+    runs.runs["seconds"] *= np.linspace(1, 1.1, len(runs.runs))
+    assert budget_shift(runs, "fast", axis="updates").n == 0
+    assert check(claim(), runs).verdict == "not run"
 
 
 def test_p_is_that_of_a_factor_of_one():

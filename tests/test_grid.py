@@ -126,6 +126,13 @@ def test_the_command_line_wins_over_arms_and_arms_over_params() -> None:
     ]
 
 
+def test_a_label_names_what_was_asked_for_where_an_arm_fixes_it_otherwise() -> None:
+    parser, arms = OverridesParser.create(), OmegaConf.create({"a": ["optimizer.lr=2"], "b": []})
+    labels = [label for label, _ in expand_grid(parser, arms, {"seed": "0"}, ["optimizer.lr=3,4"])]
+    assert labels == ["a optimizer.lr=3", "b optimizer.lr=3", "a optimizer.lr=4", "b optimizer.lr=4"]
+    assert next(iter(expand_grid(parser, arms, {"optimizer.lr": "3,4"}, [])))[0] == "a optimizer.lr=2"
+
+
 def test_an_experiment_without_arms_is_its_params() -> None:
     assert expand({}, {"seed": "0,1"}, "sampler=uniform,loss") == [
         ["seed=0", "sampler=uniform"],

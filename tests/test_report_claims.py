@@ -67,7 +67,7 @@ def test_speedup_is_to_a_fixed_target_and_misses_are_bounds(tmp_path):
         write_run(tmp_path, "loss", seed, falling(0.04), **UPDATES)
     twice = found(tmp_path, "speedup", of={"target": 0.6}, published=2.0)
     assert (twice.centre.value, twice.centre.low, twice.centre.high) == pytest.approx((2, 2, 2))
-    assert twice.verdict == "reproduced" and "(60.0%)" in twice.sentence
+    assert twice.verdict == "confirmed" and "(60.0%)" in twice.sentence
     assert found(tmp_path, "speedup", of={"target": 0.6}, axis="epochs").centre.value == pytest.approx(2)
     write_run(tmp_path, "loss", 0, falling(0.005), **UPDATES)  # 20 s without the target that uniform has after 15 s
     missed = found(tmp_path, "speedup", of={"target": 0.6}, published=2.0)
@@ -86,7 +86,7 @@ def test_speedup_is_to_a_fixed_target_and_misses_are_bounds(tmp_path):
 
 
 def test_a_target_needs_fifteen_evaluations_and_a_number(three):
-    assert found(three, "speedup", of={"target": 0.75}, smallest=1.05).verdict == "reproduced"
+    assert found(three, "speedup", of={"target": 0.75}, smallest=1.05).verdict == "confirmed"
     for seed in range(3):
         write_run(three, "uniform", seed, falling(0.01)[:15], **UPDATES)
     few = found(three, "speedup", of={"target": 0.8}, smallest=1.05)
@@ -121,22 +121,22 @@ def test_a_method_that_did_not_act_is_not_judged(three):
     def verdict(**rest):
         return found(three, **{"quantity": "test_error_ratio", "smallest": 1.05, **rest}).verdict
 
-    assert verdict() == "reproduced", "nothing tells"
-    for acted, word in ((9, "not exercised"), (10, "reproduced")):  # of 200 updates
+    assert verdict() == "confirmed", "nothing tells"
+    for acted, word in ((9, "not exercised"), (10, "confirmed")):  # of 200 updates
         for seed, slope in enumerate((0.020, 0.022, 0.024)):
             write_run(
                 three, "loss", seed, falling(slope), acted=lambda updates, most=acted: min(updates, most), **UPDATES
             )
         assert verdict() == word
     write_run(three, "loss", 0, falling(0.02), acted=lambda updates: 0, **UPDATES)
-    assert verdict(smallest=None, at_least=0.9) == "reproduced", "to step aside is a way to lose nothing"
+    assert verdict(smallest=None, at_least=0.9) == "confirmed", "to step aside is a way to lose nothing"
     number = {"quantity": "test_error", "smallest": None, "published": 0.46, "margin": 0.1}
-    assert verdict() == "not exercised" and verdict(**number) == "reproduced", "a number of the arm, not of its method"
+    assert verdict() == "not exercised" and verdict(**number) == "confirmed", "a number of the arm, not of its method"
 
 
 def test_old_records_tell_of_a_gate_that_never_opened(three):
     claim = Claim(text="a claim", quantity="test_error_ratio", arm="loss", smallest=1.05)
-    for scored, word in ((0, "not exercised"), (640, "reproduced")):
+    for scored, word in ((0, "not exercised"), (640, "confirmed")):
         runs = load_runs(three)
         is_gated = runs.rows["arm"] == "loss"
         gate = {"sampler/is_open": np.where(is_gated, 0, np.nan), "examples_scored": np.where(is_gated, scored, 0)}
@@ -148,10 +148,10 @@ def test_a_baseline_at_chance_is_no_baseline(tmp_path):
         write_run(tmp_path, "uniform", seed, falling(0.0024 + seed / 1e5), **UPDATES)  # from 90 % to about 85.2 %
         write_run(tmp_path, "loss", seed, falling(0.02 + seed / 1e3), **UPDATES)
     assert found(tmp_path, "test_error_difference", smallest=1).verdict == "baseline did not learn"
-    assert found(tmp_path, "time_overhead", published=0, margin=0.05).verdict == "reproduced", "seconds are seconds"
+    assert found(tmp_path, "time_overhead", published=0, margin=0.05).verdict == "confirmed", "seconds are seconds"
     for seed in range(3):
         write_run(tmp_path, "uniform", seed, falling(0.0026 + seed / 1e5), **UPDATES)
-    assert found(tmp_path, "test_error_difference", smallest=1).verdict == "reproduced"
+    assert found(tmp_path, "test_error_difference", smallest=1).verdict == "confirmed"
 
 
 def test_gain_is_judged_against_the_audited_truth(tmp_path):
@@ -240,7 +240,7 @@ def test_relative_variance_leaves_the_first_measurement_out(tmp_path):
     for seed in range(2):
         write_run(tmp_path, "loss", seed, falling(0.01), probes=probes)
     finding = found(tmp_path, "relative_variance", of={"signal": "loss"}, smallest=0.95)
-    assert finding.centre.value == pytest.approx(0.6) and finding.verdict == "reproduced"  # less is what is claimed
+    assert finding.centre.value == pytest.approx(0.6) and finding.verdict == "confirmed"  # less is what is claimed
     assert found(tmp_path, "relative_variance", of={"signal": "loss"}, smallest=1.05).verdict == "opposite"
     ratio = found(tmp_path, "variance_ratio", of={"signal": "loss", "reference": "uniform"}, published=1, margin=1.25)
     assert ratio.centre.value == pytest.approx(0.6) and ratio.verdict == "refuted"
@@ -289,8 +289,8 @@ def test_a_shift_of_budget_curves_is_judged_like_any_ratio(tmp_path):
             limit = {"name": "b", "unit": "seconds", "limit": float(budget), "effective": False}
             write_run(tmp_path, "uniform", seed, [(0.0, 0.9), (float(budget), error)], arm=arm, budget=limit)
     half, same = (found(tmp_path, "budget_shift", arm=arm, smallest=1.2) for arm in ("half", "same"))
-    assert half.verdict == "reproduced" and half.centre.value == pytest.approx(2, rel=0.1)
+    assert half.verdict == "confirmed" and half.centre.value == pytest.approx(2, rel=0.1)
     assert half.n == 3 and half.p < 0.05 and half.ours().endswith("]")
     assert same.verdict == "refuted" and same.centre.value == pytest.approx(1, rel=0.1) and same.p > 0.05
     beyond = found(tmp_path, "budget_shift", arm="half", of={"budget": "20 seconds"}, baseline="same", smallest=1.2)
-    assert beyond.ours().startswith("above 1.00") and beyond.verdict in ("reproduced", "inconclusive")
+    assert beyond.ours().startswith("above 1.00") and beyond.verdict in ("confirmed", "inconclusive")

@@ -14,7 +14,7 @@ from isbench.report.verdicts import EFFECT, JUDGED, NOTHING, NUMBER, RANGE, RULE
 
 WORDS = {
     *("not run", "not timed", "not exercised", "baseline did not learn", "one seed", "descriptive"),
-    *("reproduced", "smaller", "larger", "refuted", "opposite", "inconclusive"),
+    *("confirmed", "smaller", "larger", "refuted", "opposite", "inconclusive"),
 }
 numbers = st.floats(-5, 5) | st.sampled_from([0.0, 1.0, -1.0])
 bounds = numbers | st.sampled_from([-math.inf, math.inf])
@@ -72,12 +72,12 @@ def test_words_mean_what_they_say(found):
         case "an effect":
             assert found.least > 0
             assert (word in ("inconclusive", "refuted")) == holds_none
-            assert (word in ("inconclusive", "reproduced")) == (found.high >= 0 and touches)
+            assert (word in ("inconclusive", "confirmed")) == (found.high >= 0 and touches)
             assert word != "opposite" or found.high < 0
         case "a range":
-            assert (word == "reproduced") == inside and (word == "refuted") == (not touches)
+            assert (word == "confirmed") == inside and (word == "refuted") == (not touches)
         case "a number":
-            assert word != "reproduced" or found.high - found.low <= found.most - found.least
+            assert word != "confirmed" or found.high - found.low <= found.most - found.least
             assert (word in ("smaller", "larger")) == (not touches)
         case "nothing":
             assert word == "descriptive"
@@ -101,43 +101,43 @@ def verdict(quantity, low, high, n=3, **rest):
 @pytest.mark.parametrize(
     ("quantity", "low", "high", "rest", "word"),
     [
-        ("train_loss_ratio", 1.2, 3.1, {"published": 3}, "reproduced"),
+        ("train_loss_ratio", 1.2, 3.1, {"published": 3}, "confirmed"),
         ("train_loss_ratio", 1.2, 2.9, {"published": 3}, "smaller"),
-        ("train_loss_ratio", 1.2, 2.9, {"published": 3, "margin": 1.1}, "reproduced"),
+        ("train_loss_ratio", 1.2, 2.9, {"published": 3, "margin": 1.1}, "confirmed"),
         ("train_loss_ratio", 3.1, 4.0, {"published": 3}, "larger"),
-        ("train_loss_ratio", 3.1, 4.0, {"published": 3, "smallest": 3}, "reproduced"),
+        ("train_loss_ratio", 3.1, 4.0, {"published": 3, "smallest": 3}, "confirmed"),
         ("train_loss_ratio", 0.9, 2.9, {"published": 3}, "refuted"),
         ("train_loss_ratio", 0.9, 3.1, {"published": 3}, "inconclusive"),
         ("train_loss_ratio", 0.5, 0.9, {"published": 3}, "opposite"),
-        ("train_loss_ratio", 0.7, 0.9, {"published": 0.8}, "reproduced"),
+        ("train_loss_ratio", 0.7, 0.9, {"published": 0.8}, "confirmed"),
         ("train_loss_ratio", 0.85, 0.9, {"published": 0.8}, "smaller"),
         ("train_loss_ratio", 0.5, 0.7, {"published": 0.8}, "larger"),
         ("train_loss_ratio", 1.1, 1.3, {"published": 0.8}, "opposite"),
-        ("train_loss_ratio", 1.01, 1.1, {"smallest": 1.05}, "reproduced"),
+        ("train_loss_ratio", 1.01, 1.1, {"smallest": 1.05}, "confirmed"),
         ("train_loss_ratio", 1.01, 1.04, {"smallest": 1.05}, "smaller"),
         ("train_loss_ratio", 0.97, 1.04, {"smallest": 1.05}, "refuted"),
         ("train_loss_ratio", 0.97, 1.06, {"smallest": 1.05}, "inconclusive"),
-        ("relative_variance", 0.90, 0.97, {"smallest": 0.95, "of": {"signal": "loss"}}, "reproduced"),
+        ("relative_variance", 0.90, 0.97, {"smallest": 0.95, "of": {"signal": "loss"}}, "confirmed"),
         ("relative_variance", 0.96, 1.02, {"smallest": 0.95, "of": {"signal": "loss"}}, "refuted"),
         ("relative_variance", 1.1, 1.3, {"smallest": 0.95, "of": {"signal": "loss"}}, "opposite"),
-        ("train_loss_ratio", 0.9, 1.1, {"published": 1, "margin": 1.25}, "reproduced"),
+        ("train_loss_ratio", 0.9, 1.1, {"published": 1, "margin": 1.25}, "confirmed"),
         ("train_loss_ratio", 0.7, 1.1, {"published": 1, "margin": 1.25}, "inconclusive"),
         ("train_loss_ratio", 1.3, 1.6, {"published": 1, "margin": 1.25}, "refuted"),
-        ("speedup", 0.95, 3.0, {"at_least": 0.9, "of": {"target": 0.1}}, "reproduced"),
+        ("speedup", 0.95, 3.0, {"at_least": 0.9, "of": {"target": 0.1}}, "confirmed"),
         ("speedup", 0.85, 1.2, {"at_least": 0.9, "of": {"target": 0.1}}, "inconclusive"),
         ("speedup", 0.5, 0.85, {"at_least": 0.9, "of": {"target": 0.1}}, "refuted"),
-        ("correlation", 0.6, 0.9, {"smallest": 0.5, "of": {"x": "a", "y": "b"}}, "reproduced"),
+        ("correlation", 0.6, 0.9, {"smallest": 0.5, "of": {"x": "a", "y": "b"}}, "confirmed"),
         ("correlation", 0.4, 0.9, {"smallest": 0.5, "of": {"x": "a", "y": "b"}}, "inconclusive"),
         ("correlation", 0.1, 0.4, {"smallest": 0.5, "of": {"x": "a", "y": "b"}}, "refuted"),
-        ("test_error", 0.049, 0.052, {"published": 0.05, "margin": 0.002}, "reproduced"),
-        ("test_error", 0.0505, 0.0519, {"published": 0.05, "margin": 0.002}, "reproduced"),
+        ("test_error", 0.049, 0.052, {"published": 0.05, "margin": 0.002}, "confirmed"),
+        ("test_error", 0.0505, 0.0519, {"published": 0.05, "margin": 0.002}, "confirmed"),
         ("test_error", 0.04, 0.06, {"published": 0.05, "margin": 0.002}, "inconclusive"),
         ("test_error", 0.051, 0.054, {"published": 0.05, "margin": 0.002}, "inconclusive"),
         ("test_error", 0.053, 0.06, {"published": 0.05, "margin": 0.002}, "larger"),
         ("test_error", 0.04, 0.047, {"published": 0.05, "margin": 0.002}, "smaller"),
         ("test_error", 0.04, 0.06, {}, "descriptive"),
         ("test_error_difference", -1, 2, {}, "descriptive"),
-        ("test_error_difference", -3, -1.5, {"smallest": -1}, "reproduced"),
+        ("test_error_difference", -3, -1.5, {"smallest": -1}, "confirmed"),
         ("test_error_difference", -0.5, 0.5, {"smallest": -1}, "refuted"),
     ],
 )
@@ -147,24 +147,24 @@ def test_verdicts_in_the_units_of_their_quantities(quantity, low, high, rest, wo
 
 def test_what_comes_before_an_interval():
     effect = Evidence(n=3, low=1, high=2, least=1, most=1)
-    assert judge(effect) == "reproduced"
+    assert judge(effect) == "confirmed"
     assert judge(effect._replace(n=1)) == "one seed"
     assert judge(effect._replace(n=1, learned=0.049)) == "baseline did not learn"
     assert judge(effect._replace(learned=0.049, acted=0.049)) == "not exercised"
-    assert judge(effect._replace(learned=0.05, acted=0.05)) == "reproduced"
+    assert judge(effect._replace(learned=0.05, acted=0.05)) == "confirmed"
     assert judge(effect._replace(n=0, acted=0.0)) == "not run"
     assert judge(effect._replace(n=0, is_shared=True)) == "not timed"
 
 
 def test_a_wide_interval_is_not_rewarded():
-    """Truth at the published number: the narrower the interval, the more often it is called reproduced."""
+    """Truth at the published number: the narrower the interval, the more often it is called confirmed."""
     random, counts = np.random.default_rng(0), []
     for spread in (0.001, 0.004, 0.016):
         words = []
         for _ in range(200):
             centre = Sample([(v, v) for v in random.normal(0.05, spread, 5)]).centre()
             words.append(verdict("test_error", centre.low, centre.high, 5, published=0.05, margin=0.002))
-        counts.append(words.count("reproduced"))
+        counts.append(words.count("confirmed"))
     assert counts[0] > 180 and counts[0] > counts[1] > counts[2] and counts[2] < 5
 
 

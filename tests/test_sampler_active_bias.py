@@ -149,3 +149,13 @@ def test_warm_up_is_uniform() -> None:
 def test_bad_values(key: str, value: str | float) -> None:
     with pytest.raises(ConfigError, match=f"sampler.{key}={value}"):
         build_parts(*TINY, "sampler=p_sgd", f"sampler.{key}={value}")
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_it_acts_once_a_pass_and_the_warm_up_are_over(warmup: int) -> None:
+    sampler: Any = build_parts(*TINY, "sampler=p_sgd", f"sampler.warmup_passes={warmup}").sampler
+    acts = []
+    for _ in range(4):
+        sampler.plan()
+        acts.append(sampler.acts)
+    assert acts == [number >= max(1, warmup) for number in range(4)]

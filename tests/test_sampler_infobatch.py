@@ -24,7 +24,7 @@ def test_who_is_pruned_and_how_the_rest_is_weighted() -> None:
     scores = torch.cat([torch.full((120,), 0.1), torch.full((40,), 2.0)])
     set_scores(sampler, scores)
     indices, weights = sampler.plan()
-    assert len(indices.unique()) == len(indices) < N
+    assert len(indices.unique()) == len(indices) < N and sampler.acts
     assert set(range(120, N)) <= set(indices.tolist())  # nobody above the mean is left out
     torch.testing.assert_close(weights, torch.where(indices < 120, 4.0, 1.0))
     assert not torch.equal(indices, indices.sort().values)
@@ -36,7 +36,7 @@ def test_the_first_pass_is_whole_and_equal_scores_prune_nobody() -> None:
         if scores is not None:
             set_scores(sampler, scores)
         indices, weights = sampler.plan()
-        assert torch.equal(indices.sort().values, torch.arange(N)) and (weights == 1).all()
+        assert torch.equal(indices.sort().values, torch.arange(N)) and (weights == 1).all() and not sampler.acts
 
 
 def test_each_example_counts_once_in_expectation() -> None:

@@ -210,13 +210,14 @@ def expand(
     swept = {**read_axes(parser, [f"{key}={value}" for key, value in params.items()]), **given}
     swept = dict(sorted(swept.items(), key=lambda item: item[0] != "seed"))
     seen = set()
-    for values in itertools.product(*swept.values()):
-        point = dict(zip(swept, values, strict=True))
+    for place in itertools.product(*swept.values()):
+        point = dict(zip(swept, place, strict=True))
         for arm, own in chosen.items():
-            words = list({**point, **own, **{key: point[key] for key in given}}.values())
+            values = {**point, **own, **{key: point[key] for key in given}}
+            words = list(values.values())
             if tuple(words) not in seen:  # an arm may fix what params sweep
                 seen.add(tuple(words))
-                varied = [own.get(key, point[key]) for key in swept if len(swept[key]) > 1]
+                varied = [values[key] for key in swept if len(swept[key]) > 1]
                 yield " ".join([arm, *varied]).strip() or " ".join(arguments), words
 
 

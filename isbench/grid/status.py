@@ -55,18 +55,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="isbench status", description="How far experiments have come.")
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="all experiments unless given")
     parser.add_argument("-m", action="store_true", help="the words are those of `isbench -m ...`")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (runs)")
+    parser.add_argument("--runs-dir", type=Path, help="where the runs are (runs)")
     parser.add_argument("--config-dir", "-cd", type=Path, help="a folder of your own yaml files")
     arguments = parser.parse_intermixed_args(words)
-    overrides = [word for word in arguments.words if "=" in word] + [f"runs_dir={arguments.runs_dir}", *own_choices()]
+    runs_dir = [f"runs_dir={arguments.runs_dir}"] if arguments.runs_dir else []
+    overrides = [*(word for word in arguments.words if "=" in word), *runs_dir, *own_choices()]
     names = [word for word in arguments.words if "=" not in word]
     try:
         if arguments.m:
-            print(table("grid", [*arguments.words, *own_choices()]))
+            print(table("grid", [*arguments.words, *runs_dir, *own_choices()]))
         elif names:
             print("\n\n".join(table(name, [f"experiment={name}", *overrides]) for name in map(find, names)))
         else:
-            print(overview(overrides, queued(arguments.runs_dir)))
+            print(overview(overrides, queued(arguments.runs_dir or Path("runs"))))
     except MISTAKES as error:
         sys.exit(f"isbench: {explain(error)}")
 

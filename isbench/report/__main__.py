@@ -111,10 +111,11 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
             write_comparison(runs, compare_arms(runs, target=target_of(name)), out)
         print(f"wrote {out}", flush=True)
     index = results / "index.html"
-    index.write_text(render_index(experiments(), results), encoding="utf-8")
+    found = rows(experiments(), results)
+    index.write_text(render_index(experiments(), results, found), encoding="utf-8")
     (results / "primary.md").write_text(primary_markdown(experiments(), results), encoding="utf-8")
     if not ids:  # the picture is drawn once for all
-        save_answer(rows(experiments(), results), results / "answer")
+        save_answer(found, results / "answer")
     return index
 
 

@@ -5,6 +5,7 @@ every one that has been run is measured in the same three ways, on what the budg
 is in the method's favour. What keeps a claim from being judged (isbench.report.verdicts) keeps a row out of the counts.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,10 @@ from isbench.report.inventory import Experiment
 from isbench.report.load import Runs, read_results
 from isbench.report.measures import Centre
 from isbench.report.names import written
-from isbench.report.tables import TIMES, number
 from isbench.report.verdicts import RULES
 
 BASELINE = "uniform"
+OWN = "screen"  # the method that no paper has
 SPEEDUP, ERROR, LOSS = "speed-up to the same error", "test error at the end", "train loss at the end"
 MEASURES = (SPEEDUP, ERROR, LOSS)
 BETTER, WORSE, NEITHER = "better", "worse", "neither"
@@ -137,28 +138,39 @@ def _outcome(centre: Centre) -> str:
 
 
 def answer(found: Sequence[Row]) -> str:
-    """Return the answer in one sentence.
+    """Return the answer, with a sentence on published methods and one on isbench's own.
 
     It is no unless in equal seconds a test error is lower, or an error is reached sooner: what a method costs counts.
     """
-    errors, losses, speedups = (_counted(found, measure) for measure in (ERROR, LOSS, SPEEDUP))
-    if not errors:
+    judged = [row for row in found if row.is_counted and row.measure != LOSS]
+    if not any(row.measure == ERROR for row in judged):
         return "Nothing is known yet: no method and uniform sampling have two paired seeds."
+    is_shown = any(row.outcome == BETTER and row.axis == "seconds" for row in judged)
+    published, own = ([row for row in judged if (row.method == OWN) == is_own] for is_own in (False, True))
+    sentences = (("Published methods", published), (f"{written(OWN)}, isbench's own", own))
+    said = (_sentence(name, rows) for name, rows in sentences if rows)
+    return " ".join(["In places." if is_shown else "Not in what has run so far.", *said])
+
+
+def _sentence(name: str, judged: list[Row]) -> str:
+    errors, speedups = ([row for row in judged if row.measure == measure] for measure in (ERROR, SPEEDUP))
     lower, sooner = (
-        sorted((row for row in found if row.outcome == BETTER), key=lambda row: row.ratio, reverse=True)
-        for found in (errors, speedups)
+        sorted((row for row in rows if row.outcome == BETTER), key=_size, reverse=True) for rows in (errors, speedups)
     )
     higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (WORSE, NEITHER))
-    lower_losses = sum(row.outcome == BETTER for row in losses)
-    is_shown = any(row.axis == "seconds" for row in (*lower, *sooner))
+    best = f" (best: {_place(lower[0])}, at equal {lower[0].axis})" if lower else ""
+    fastest = f" (best: {_place(sooner[0])}, {sooner[0].text} in {sooner[0].axis})" if sooner else ""
     return (
-        f"{'In places' if is_shown else 'Not in what has run so far'}: of {len(errors)} comparisons with uniform "
-        f"sampling at an equal budget, {_count(len(lower), 'ends', 'end')} with a lower test error"
-        f"{f' ({_place(lower[0])}, at equal {lower[0].axis})' if lower else ''}, {higher} with a higher one and "
-        f"{unclear} without a clear difference; {_count(lower_losses, 'ends', 'end')} with a lower train loss, "
-        f"and {_count(len(sooner), 'needs', 'need')} less for the same error, of {len(speedups)} where that was "
-        f"measured{_in_words(sooner[0]) if sooner else ''}."
+        f"{name}: of {len(errors)} comparisons with uniform sampling at an equal budget, {_count(len(lower))} with a "
+        f"lower test error{best}, {higher} with a higher one and {unclear} without a clear difference; of "
+        f"{len(speedups)} measured speed-ups to the same error, {len(sooner)} {'is' if len(sooner) == 1 else 'are'} "
+        f"above 1{fastest}."
     )
+
+
+def _size(row: Row) -> float:
+    """Return the ratio; where it is known from below alone, its lower bound."""
+    return row.low if math.isnan(row.ratio) else row.ratio
 
 
 def reading(found: Sequence[Row]) -> str:
@@ -176,18 +188,9 @@ def reading(found: Sequence[Row]) -> str:
     )
 
 
-def _counted(found: Sequence[Row], measure: str) -> list[Row]:
-    return [row for row in found if row.measure == measure and row.is_counted]
-
-
-def _count(count: int, singular: str, plural: str) -> str:
-    return f"{count} {plural}" if count > 1 else f"{count or 'none'} {singular}"
+def _count(count: int) -> str:
+    return f"{count or 'none'} {'end' if count > 1 else 'ends'}"
 
 
 def _place(row: Row) -> str:
     return f"{written(row.method)} on {written(row.dataset)}"
-
-
-def _in_words(row: Row) -> str:
-    interval = f"95 % interval {number(row.low)} to {number(row.high)}"
-    return f" ({_place(row)}: uniform sampling takes {number(row.ratio)}{TIMES} the {row.axis}, {interval})"

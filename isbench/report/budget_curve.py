@@ -35,7 +35,8 @@ class Shift(NamedTuple):
 
     Where `censored` is "at least" or "at most" the curves do not meet: `speedup` is the last factor on the baseline's
     curve. An interval without an end within the curve has the bound 0 or infinity. Below two seeds bounds are NaN. `p`
-    is two-sided, of a factor of `null`; it is NaN where that is not on the curve.
+    is two-sided, of a factor of `null`; it is NaN where that is not on the curve. With `is_ranked` the speed-up is a
+    median, and the interval is from ranks.
     """
 
     speedup: float
@@ -45,12 +46,13 @@ class Shift(NamedTuple):
     censored: str
     level: float
     p: float
+    is_ranked: bool = False
 
     def centre(self) -> Centre:
         """Return the speed-up as a centre with its interval; where the curves do not meet, by its bounds."""
         least = 0.0 if self.censored == "at most" else self.speedup
         most = np.inf if self.censored == "at least" else self.speedup
-        return Centre(least, most, self.low, self.high, self.level, is_median=self.level < 0.95)
+        return Centre(least, most, self.low, self.high, self.level, is_median=self.is_ranked)
 
 
 def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.95, null: float = 1.0) -> Shift:
@@ -64,11 +66,14 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
     wide = [table.pivot(index="seed", columns="budget", values=["place", "error"]) for table in (baseline, method)]
     pairs = pd.concat(wide, axis=1, join="inner", keys=["baseline", "method"]).dropna()
     n = len(pairs)
+    nothing = Shift(np.nan, np.nan, np.nan, 0, "", np.nan, np.nan)
     if not n:
-        return Shift(np.nan, np.nan, np.nan, 0, "", np.nan, np.nan)
+        return nothing
     curve, own = pairs["baseline"], pairs["method"]
     errors = pd.concat([curve["error"], own["error"]], axis=1).to_numpy()
     factors, gaps = _gaps(*(_logs(side[name]) for side in (curve, own) for name in ("place", "error")))
+    if not len(factors):  # of one budget, when the seeds' places differ
+        return nothing
     is_ranked = bool(((errors <= 0) | (errors >= 1)).any())
     centre, lower, upper, attained = _over_seeds(gaps, is_ranked, level)
     # The length over which the mean gap is above 0, which is where it crosses 0 once its values are put in order.
@@ -87,7 +92,7 @@ def curve_shift(baseline: pd.DataFrame, method: pd.DataFrame, level: float = 0.9
     else:
         sample = Sample([(gap, gap) for gap in at_null])
     p = float(np.clip(2 * min(sample.p_beyond(0, 1), sample.p_beyond(0, -1)), 0, 1))
-    return Shift(speedup, low, high, n, censored, attained, p)
+    return Shift(speedup, low, high, n, censored, attained, p, is_ranked and n > 1)
 
 
 def _logs(values: pd.DataFrame) -> np.ndarray:

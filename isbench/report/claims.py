@@ -429,7 +429,7 @@ class Finding(NamedTuple):
             return f"target never reached ({self.n} of {self.n}); median {value}{interval}{level}"
         counts = {"missed the target": self.misses, "diverged": self.diverged}
         why = " and ".join(f"{count} of {self.n} seeds {what}" for what, count in counts.items() if count)
-        return f"median {value}{interval}{level}, {why}"
+        return f"median {value}{interval}{level}{f', {why}' if why else ''}"
 
     def arms(self) -> str:
         """Name the arm, and what it is compared with."""
@@ -439,10 +439,10 @@ class Finding(NamedTuple):
         """Write what ours is held against."""
         claim, text = self.claim, self.quantity.text
         if claim.at_least is not None:
-            return f"no number; ours: at least {text(claim.at_least)}"
+            return f"our threshold: at least {text(claim.at_least)}"
         if claim.smallest is not None:
             side = "at least" if claim.is_upward() else "at most"
-            own = "" if claim.published is not None else "no number; ours: "
+            own = "" if claim.published is not None else "our threshold: "
             return f"{own}{side} {text(claim.smallest)}"
         if claim.published is None:
             return DASH
@@ -455,10 +455,11 @@ class Finding(NamedTuple):
 
 
 def measure(claim: Claim, runs: Runs) -> Measured:
-    """Measure a claim on every seed that has what it needs; of budgets, only find the runs."""
+    """Measure a claim on every seed that has what it needs."""
     quantity = QUANTITIES[claim.quantity]
-    is_arm = is_budget_of if quantity.of_budgets else pd.Series.eq
-    in_arm, in_baseline = (is_arm(runs.runs["arm"], name) for name in (claim.arm, claim.baseline))
+    if quantity.of_budgets:
+        return _measure_budgets(claim, runs)
+    in_arm, in_baseline = (runs.runs["arm"].eq(name) for name in (claim.arm, claim.baseline))
     is_timed = quantity.is_timed or (claim.axis == "seconds" and (quantity.is_paired or claim.at is not None))
     involved = runs.runs[in_arm | (in_baseline & quantity.is_paired)]
     usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & (not is_timed))]
@@ -468,21 +469,38 @@ def measure(claim: Claim, runs: Runs) -> Measured:
     values = {
         key: quantity.bounds(run, baselines.get(key), claim)
         for key, run in arms.items()
-        if not quantity.of_budgets and (key in baselines or not quantity.is_paired)
+        if key in baselines or not quantity.is_paired
     }
     known = {key: bounds for key, bounds in values.items() if not math.isnan(bounds.least)}
     not_known = [key for key, (least, most) in known.items() if least != most or least in (quantity.lowest, math.inf)]
     diverged = sum(arms[key].diverged or (key in baselines and baselines[key].diverged) for key in not_known)
-    counted = arms if quantity.of_budgets else known
     return Measured(
         values=known,
-        arms=[arms[key] for key in counted],
-        baselines=[baselines[key] for key in counted if key in baselines],
+        arms=[arms[key] for key in known],
+        baselines=[baselines[key] for key in known if key in baselines],
         involved=involved,
         unusable=len(involved) - len(usable),
         misses=len(not_known) - diverged,
         diverged=diverged,
     )
+
+
+def _measure_budgets(claim: Claim, runs: Runs) -> Measured:
+    """Find the runs that a claim on budget curves is about: of the arm those of its budget, of the baseline all."""
+    budget = claim.of.get("budget")
+    in_arm, in_baseline = (is_budget_of(runs.runs["arm"], name) for name in (claim.arm, claim.baseline))
+    involved = runs.runs[(in_arm & (runs.runs["budget"].eq(budget) | (budget is None))) | in_baseline]
+    # Where budgets are no seconds, runs that were alone lend the others the seconds of an update.
+    is_lent = involved["budget_unit"].ne("seconds") & (claim.axis != "seconds") & involved["alone"].any()
+    usable = involved[involved["alone"] | is_lent]
+    ended = usable[usable["status"].isin(ENDED)]
+    arms, baselines = (
+        [run for _, part in ended[rows[ended.index]].groupby("arm") for run in _by_seed(runs, part, None).values()]
+        for rows in (in_arm, in_baseline)
+    )
+    lost = ended.loc[ended["status"].eq("diverged"), ["dataset", "model", "seed"]]
+    unusable = len(involved) - len(usable)
+    return Measured({}, arms, baselines, involved, unusable, misses=0, diverged=len(lost.drop_duplicates()))
 
 
 def check(claim: Claim, runs: Runs) -> Finding:

@@ -102,8 +102,8 @@ def _draw_row(panel: Axes, row: Row, y: float, colour: str) -> None:
         panel.plot(
             (low, high), (y, y), color=colour, linewidth=2, linestyle="-" if row.level >= 0.95 else (0, (2, 1.5))
         )
-        for bound, end, mark in ((row.low, low, "<"), (row.high, high, ">")):
-            if bound != end:
+        for is_beyond, end, mark in ((row.low < low, low, "<"), (row.high > high, high, ">")):
+            if is_beyond:
                 panel.plot(end, y, marker=mark, color=colour, markersize=5, linestyle="none")
     if 1 / EDGE < row.ratio < EDGE:
         mark = "o" if row.is_counted or row.n == 1 else "X"
@@ -120,5 +120,5 @@ def _legend(soft: str, better: str, worse: str) -> list[Line2D]:
         mark("worse", worse),
         mark("neither (interval holds 1, or dashed: below 95 %)", soft),
         mark("one seed", soft, markerfacecolor="none", linewidth=0),
-        mark("did not act", soft, marker="X"),
+        mark("not counted", soft, marker="X"),
     ]

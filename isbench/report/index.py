@@ -13,7 +13,7 @@ import pandas as pd
 
 from isbench.errors import UserError
 from isbench.files import PROVENANCE, RUNS, VERDICTS
-from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, rows, shared_tasks
+from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, shared_tasks
 from isbench.report.bars import Bar, bars
 from isbench.report.charts import CHARTS, Chart, examples
 from isbench.report.claims import QUANTITIES
@@ -31,12 +31,11 @@ NAMES = ("dataset", "model", "arm", "signal")  # columns of the data of a figure
 SCALES = ((0.5, 0.7, 1.0, 1.4, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0))
 
 
-def render_index(inventory: Sequence[Experiment], results: Path) -> str:
-    """Return the page as one string of HTML."""
+def render_index(inventory: Sequence[Experiment], results: Path, found: Sequence[Row]) -> str:
+    """Return the page as one string of HTML; `found` are the rows of the answer."""
     survivors = holm(family(inventory, results))
     has_run = [experiment for experiment in inventory if (results / experiment.id / RUNS).is_file()]
     runs = {experiment.id: read_results(results / experiment.id) for experiment in has_run}
-    found = rows(inventory, results)
     papers = {experiment.paper: PAPERS[experiment.paper] for experiment in inventory}
     return render(
         "index.html",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from isbench.errors import UserError
 from isbench.files import RUNS
+from isbench.nodes import nearest
 from isbench.report.claims import QUANTITIES, measure
 from isbench.report.inventory import experiments
 from isbench.report.load import read_results
@@ -18,20 +20,28 @@ from isbench.terminal import outlive_terminal
 
 
 def values(ids: list[str], results: Path = Path("results")) -> pd.DataFrame:
-    """Return a row per experiment, claim and seed. Without `ids`, of all that are collected."""
+    """Return a row per experiment, claim and seed. Without `ids`, of all that are collected.
+
+    Raises UserError where an experiment is not known or not collected.
+    """
+    known = {experiment.id: experiment for experiment in experiments()}
     rows = []
-    for experiment in experiments():
-        if experiment.id in ids or (not ids and (results / experiment.id / RUNS).is_file()):
-            runs = read_results(results / experiment.id)
-            for claim in experiment.claims:
-                scale = QUANTITIES[claim.quantity].scale
-                for (dataset, model, seed), (least, most) in measure(claim, runs).values.items():
-                    where = {"experiment": experiment.id, "claim": claim.text, "arm": claim.arm}
-                    what = {"dataset": dataset, "model": model, "seed": seed}
-                    rows.append({**where, **what, "least": scale * least, "most": scale * most})
+    for name in ids or [name for name in known if (results / name / RUNS).is_file()]:
+        if name not in known:
+            raise UserError(f"no experiment is called {name}; {nearest(name, known)}")
+        runs = read_results(results / name)
+        for claim in known[name].claims:
+            scale = QUANTITIES[claim.quantity].scale
+            for (dataset, model, seed), (least, most) in measure(claim, runs).values.items():
+                where = {"experiment": name, "claim": claim.text, "arm": claim.arm}
+                what = {"dataset": dataset, "model": model, "seed": seed}
+                rows.append({**where, **what, "least": scale * least, "most": scale * most})
     return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
     outlive_terminal()
-    print(values(sys.argv[1:]).to_csv(index=False, float_format="%.6g"), end="")
+    try:
+        print(values(sys.argv[1:]).to_csv(index=False, float_format="%.6g"), end="")
+    except UserError as error:
+        sys.exit(f"isbench: {error}")

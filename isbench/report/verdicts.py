@@ -108,7 +108,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("one seed", "one seed has no interval", lambda e: e.n == 1),
     Rule(
-        "reproduced",
+        "confirmed",
         "the interval lies on the claimed side of no effect and reaches the claimed size",
         lambda e: e.low > 0 and not e.is_beside,
         EFFECT,
@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
         lambda e: e.holds_no_effect and not e.is_beside,
         EFFECT,
     ),
-    Rule("reproduced", "the interval lies within the range", lambda e: e.is_within, RANGE),
+    Rule("confirmed", "the interval lies within the range", lambda e: e.is_within, RANGE),
     Rule("refuted", "the interval lies outside the range", lambda e: e.is_beside, RANGE),
     Rule(
         "inconclusive",
@@ -144,7 +144,7 @@ RULES: tuple[Rule, ...] = (
         RANGE,
     ),
     Rule(
-        "reproduced",
+        "confirmed",
         "the interval holds the published number or lies within its margin, and is no wider than the margin",
         lambda e: e.is_precise,
         NUMBER,

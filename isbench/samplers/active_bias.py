@@ -97,11 +97,12 @@ class ActiveBias(EpochSampler):
         k = int(self.share * n)
         scores = self.smoothed_scores()
         ones = torch.ones_like(scores)
-        self.acts = self._passes >= self.warmup_passes
+        is_warm = self._passes >= self.warmup_passes
+        self.acts = is_warm and self._passes > 0  # in the first pass all scores are one
         self._passes += 1
-        indices = weighted_subset(scores if self.acts and self.form == "sampled" else ones, k, generator)
+        indices = weighted_subset(scores if is_warm and self.form == "sampled" else ones, k, generator)
         mean = scores.mean()
-        weights = torch.where(mean == 0, 1.0, scores / mean) if self.acts and self.form == "weighted" else ones
+        weights = torch.where(mean == 0, 1.0, scores / mean) if is_warm and self.form == "weighted" else ones
         return indices, weights[indices].float()
 
     def observe(self, draw: Draw, signals: Signals) -> None:

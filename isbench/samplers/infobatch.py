@@ -50,14 +50,15 @@ class InfoBatch(EpochSampler):
         workspace = self.workspace
         n, device, generator = workspace.num_examples, workspace.device, workspace.generator
         indices = torch.randperm(n, device=device, generator=generator)
-        self.acts = workspace.fraction() < self.stop
-        if not self.acts:
+        self.acts = False
+        if workspace.fraction() >= self.stop:
             return indices, torch.ones(n, device=device)
         # In float64: the mean of equal float32 scores could round to above all of them.
         scores = self.scores[indices].double()
         is_low = scores < scores.mean()
         is_in = ~is_low | (torch.rand(n, device=device, generator=generator) >= self.prune)
         kept = is_in.nonzero().squeeze(1)
+        self.acts = len(kept) < n  # in the first pass all scores are one
         return indices[kept], torch.where(is_low[kept], 1 / (1 - self.prune), 1.0)
 
     def observe(self, draw: Draw, signals: Signals) -> None:

@@ -28,7 +28,7 @@ class OrderDP(EpochSampler):
     Estimator: biased (towards high losses; unbiased for a weighted loss of the authors' own)
     Memory: 16 bytes per example, the order of the pass included
     Cost: O(N) per pass; a sort of b per update
-    GPU-CPU syncs: 0 per update
+    GPU-CPU syncs: 1 per pass (whether it acts)
     """
 
     observes = ("loss",)
@@ -55,11 +55,12 @@ class OrderDP(EpochSampler):
     def plan(self) -> tuple[Tensor, Tensor]:
         workspace = self.workspace
         indices = torch.randperm(workspace.num_examples, device=workspace.device, generator=workspace.generator)
-        self.acts = workspace.fraction() < self.stop
-        if self.acts:
+        self.acts = False
+        if workspace.fraction() < self.stop:
             drawn = indices[: self.num_drawn]
-            highest = self.scores[drawn].topk(self.num_kept, sorted=False).indices
-            indices = drawn[highest.sort().values]  # in the order of the draw, which is random
+            highest = self.scores[drawn].topk(self.num_kept, sorted=False)
+            indices = drawn[highest.indices.sort().values]  # in the order of the draw, which is random
+            self.acts = bool((highest.values != UNSEEN).all())  # else chance chose among those unseen
         return indices, torch.ones(len(indices), device=workspace.device)
 
     def observe(self, draw: Draw, signals: Signals) -> None:

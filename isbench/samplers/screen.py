@@ -18,7 +18,7 @@ from isbench.samplers.base import EpochSampler, LateReading
 
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
-NUM_TESTED = 1000  # examples on which the record's error of the proxy is measured
+NUM_TESTED = 1000  # examples at least, evenly apart, on which the record's error of the proxy is measured
 PATIENCE = 0.25  # share of the budget; a proxy that is still poor then costs no more
 
 
@@ -130,7 +130,8 @@ class Screen(EpochSampler):
         return indices, torch.ones(len(indices), device=indices.device)
 
     def diagnostics(self) -> dict[str, float]:
-        some = torch.arange(min(NUM_TESTED, self.workspace.num_examples), device=self.workspace.device)
+        n = self.workspace.num_examples  # in files they may be sorted by class
+        some = torch.arange(0, n, max(1, n // NUM_TESTED), device=self.workspace.device)
         targets = self.workspace.targets[some]
         probabilities, _ = self.proxy.gradient(shrink(self.workspace.plain(some).inputs), targets)
         return {"proxy_error": float((probabilities.argmax(0) != targets).float().mean())}

@@ -21,7 +21,7 @@ from torch import Tensor
 from isbench.build import build, load_source, resolve_device
 from isbench.config import RunConfig, default_data_dir
 from isbench.errors import Diverged, Incompatible, UserError
-from isbench.files import write_whole
+from isbench.files import RECORD, write_whole
 from isbench.loop import train
 from isbench.recording.record import read_rows
 from isbench.samplers.base import EpochSampler
@@ -80,7 +80,7 @@ def irreducible_loss(config: RunConfig) -> Tensor:
         raise Incompatible(f"slots={config.slots}: the views of one image would fall into both halves; use slots=null")
     if config.rates_of is not None:
         raise Incompatible("rates_of: half a training set has no run whose rates it could take; use rates_of=null")
-    num_examples = build(replace(config, sampler=UNIFORM), torch.device("cpu")).dataset.num_examples
+    num_examples = len(load_source(config.dataset, config.data_dir).train_targets)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "halves"))
     first, second = torch.randperm(num_examples, generator=generator).tensor_split(2)
     table = torch.empty(num_examples)
@@ -110,10 +110,12 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         sys.exit("usage: python -m isbench.studies.irreducible_loss RECORD TABLE (a record.jsonl; a new file)")
     outlive_terminal()
-    record, path = Path(arguments[0]), Path(arguments[1])
+    record, path = map(Path, arguments)
+    if record.is_dir():
+        record /= RECORD
     starts = [row for row in read_rows(record) if row["kind"] == "start"]
     if not starts:
-        sys.exit(f"isbench: {record}: no run is recorded there; name the record.jsonl in its folder")
+        sys.exit(f"isbench: {record}: no run is recorded there; name the record.jsonl of a run")
     check_new(path)
     config = TypeAdapter(RunConfig).validate_python(starts[-1]["config"] | {"data_dir": default_data_dir()})
     numerics = config.numerics

@@ -19,6 +19,7 @@ from isbench.errors import UserError
 from isbench.grid.jobs import compose_grid
 from isbench.grid.kept import collected_runs
 from isbench.report import __main__ as report
+from isbench.report.answer import rows
 from isbench.report.collect import collect
 from isbench.report.index import render_index
 from isbench.report.inventory import experiments
@@ -291,7 +292,7 @@ def test_files_of_something_else_in_results(name: str, content: Any, struck, tmp
     for attempt in (
         lambda: statuses(folder),
         lambda: read_results(folder),
-        lambda: render_index(experiments(), folder.parent),
+        lambda: render_index(experiments(), folder.parent, rows(experiments(), folder.parent)),
         lambda: collect(Path("runs"), folder),
     ):
         try:

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 TONES = {  # how the style sheet colours a verdict, an outcome or a status; the others have no colour
-    **dict.fromkeys(("reproduced", "better", "faster", "finished"), "good"),
+    **dict.fromkeys(("confirmed", "better", "faster", "finished"), "good"),
     **dict.fromkeys(("refuted", "opposite", "worse", "slower", "diverged", "failed"), "bad"),
     **dict.fromkeys(("smaller", "larger", "inconclusive", "skipped", "interrupted", "unfinished"), "between"),
 }
