@@ -13,16 +13,18 @@ import pandas as pd
 import yaml
 
 from isbench.explain import summary
-from isbench.files import EVALUATIONS, RUNS
+from isbench.files import EVALUATIONS, RUNS, VERDICTS
 from isbench.grid import spend
 from isbench.grid.jobs import compose_grid
 from isbench.report import answer
+from isbench.report.budget_curve import whole
 from isbench.report.curves import SECONDS
+from isbench.report.drawings import SPEEDUP
 from isbench.report.index import tally
 from isbench.report.inventory import experiments
-from isbench.report.load import describe
+from isbench.report.load import describe, read_results
 from isbench.report.measures import headline
-from isbench.report.names import task, written
+from isbench.report.names import OWN, task, written
 from isbench.report.tables import work
 from isbench.report.verdicts import RULES
 
@@ -134,26 +136,53 @@ def sampler_table() -> str:
 
 
 def screening_table() -> str:
-    """Return what each method of the budget curves saves, by budget: uniform's seconds over its own, at one error."""
+    """Return what screening saves, by budget: how many times its seconds uniform sampling takes to the same error."""
     found = [
-        (experiment, pd.read_csv(path).query("quantity == 'speedup'"))
+        (experiment, pd.read_csv(path).set_index(["quantity", "arm"]).loc[[(SPEEDUP.column, OWN)]])
         for experiment in experiments()
         if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
     ]
-    if not found:
-        return "Nothing has run yet."
-    head = ("task", "1x", "method", "n", *(f"{factor:g}x" for factor in FACTORS))
+    head = ("task", "1x", "n", *(f"{factor:g}x" for factor in FACTORS))
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for experiment, table in found:
-        whole, is_timed = table["x"].max(), table["axis"].eq(SECONDS.column).any()
-        for (dataset, model, arm), points in table.groupby(["dataset", "model", "arm"], sort=False):
-            found_at = {round(row.x / whole, 2): row for row in points.itertuples()}
+    for experiment, points in found:
+        longest, is_timed = points["x"].max(), points["axis"].eq(SECONDS.column).any()
+        found_at = {round(row.x / longest, 2): row for row in points.itertuples()}
+        cells = (
+            f"{task(*points[['dataset', 'model']].iloc[0])} (`{experiment.id}`)",
+            f"{longest:.0f} s" if is_timed else f"{longest:,.0f} updates",
+            str(points["n"].max()),
+            *(shift(found_at[factor]) if factor in found_at else "\N{EN DASH}" for factor in FACTORS),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rivals_table() -> str:
+    """Return what uniform sampling, screening and published methods come to in the same updates, and the speed-up."""
+    head = ("task", "method", "n", "test error (%)", "time of an update", "speed-up")
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for experiment in experiments():
+        path = ROOT / "results" / experiment.id / VERDICTS
+        shifts = [each for each in json.loads(path.read_text()) if "budget" in each["of"]] if path.is_file() else []
+        methods = {each["arm"]: each for each in shifts if each["of"] == shifts[0]["of"]}  # those of the primary claim
+        if len(methods) < 2:
+            continue
+        runs = read_results(path.parent)
+        last = runs.rows.drop_duplicates("run_id", keep="last")
+        ends = runs.runs[runs.runs["budget"].eq(shifts[0]["of"]["budget"])].merge(last, on="run_id")
+        of_arm = dict(iter(ends.groupby(whole(ends["arm"]))))
+        alone = {arm: mine[mine["alone"]][["train_seconds", "updates"]].sum() for arm, mine in of_arm.items()}
+        cost = {arm: sums["train_seconds"] / sums["updates"] for arm, sums in alone.items()}
+        for arm in ("uniform", *methods):
+            found = methods.get(arm)
+            acted = found is None or found["verdict"] != "not exercised"
             cells = (
-                f"{task(dataset, model)} (`{experiment.id}`)",
-                f"{whole:.0f} s" if is_timed else f"{whole:,.0f} updates",
+                f"{task(*of_arm[arm][['dataset', 'model']].iloc[0])} (`{experiment.id}`)",
                 written(arm),
-                str(points["n"].max()),
-                *(shift(found_at[factor]) if factor in found_at else "\N{EN DASH}" for factor in FACTORS),
+                str(len(of_arm[arm])),
+                f"{100 * of_arm[arm]['test_error'].mean():.2f}",
+                f"{cost[arm] / cost['uniform']:.2f}\N{MULTIPLICATION SIGN}" if cost[arm] > 0 else "\N{EN DASH}",
+                ("\N{EN DASH}" if found is None else found["ours"]) if acted else "did not act",
             )
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -231,6 +260,7 @@ TABLES = {
     "queue": queue_table,
     "reading": lambda: answer.reading(rows()),
     "reliability": reliability_table,
+    "rivals": rivals_table,
     "rules": rule_table,
     "samplers": sampler_table,
     "screening": screening_table,

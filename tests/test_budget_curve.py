@@ -262,7 +262,7 @@ def test_the_figure_has_each_budget_with_its_error_and_its_speed_up(folder):
     assert points["uniform", "final_error", 25].mean == pytest.approx(100 * np.exp(np.log(errors).mean()))
     assert {points["fast", "speedup", x].censored for x in (50, 100)} == {""}
     assert ("uniform", "speedup", 25) not in points and points["uniform", "final_error", 25].n == 4
-    assert [len(panel.lines) for panel in figure.get_axes()] == [6, 4]  # three for each arm; one marks no speed-up
+    assert [len(panel.lines) for panel in figure.get_axes()] == [4, 3]  # two for each arm; one marks no speed-up
     (chart,) = charts.budget_curves(runs, data)
     assert [line["name"] for line in chart["lines"]] == ["Uniform", "Fast"]
     assert [len(panel["lines"]) for panel in chart["panels"]] == [2, 1]

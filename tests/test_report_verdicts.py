@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from isbench.report.claims import QUANTITIES, Claim, Measured, _evidence
 from isbench.report.inventory import experiments
 from isbench.report.measures import Centre, Sample
-from isbench.report.verdicts import EFFECT, JUDGED, NOTHING, NUMBER, RANGE, RULES, Evidence, holm, judge
+from isbench.report.verdicts import EFFECT, JUDGED, NOTHING, NUMBER, RANGE, RULES, Evidence, decisive, holm
 
 WORDS = {
     *("not run", "not timed", "not exercised", "baseline did not learn", "one seed", "descriptive"),
@@ -19,6 +19,10 @@ WORDS = {
 numbers = st.floats(-5, 5) | st.sampled_from([0.0, 1.0, -1.0])
 bounds = numbers | st.sampled_from([-math.inf, math.inf])
 shares = st.floats(0, 1) | st.just(math.nan)
+
+
+def judge(found):
+    return decisive(found).name
 
 
 @st.composite

@@ -19,11 +19,10 @@ from isbench.report.claims import QUANTITIES, Claim, check
 from isbench.report.inventory import Experiment
 from isbench.report.load import Runs, read_results
 from isbench.report.measures import Centre
-from isbench.report.names import written
+from isbench.report.names import OWN, written
 from isbench.report.verdicts import RULES
 
 BASELINE = "uniform"
-OWN = "screen"  # the method that no paper has
 SPEEDUP, ERROR, LOSS = "speed-up to the same error", "test error at the end", "train loss at the end"
 MEASURES = (SPEEDUP, ERROR, LOSS)
 BETTER, WORSE, NEITHER = "better", "worse", "neither"

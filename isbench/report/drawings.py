@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from isbench.recording.record import UNIT_COLUMNS
+from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.budget_curve import SMALLEST, budget_shift, final_errors, whole
 from isbench.report.curves import (
     AXES,
@@ -49,6 +49,7 @@ EQUIVALENT = Column("epochs_equivalent", "Epochs equivalent")
 SPEEDUP = Column("speedup", "Speed-up over uniform, in seconds")
 FINAL = Column("final_error", "Final test error (%)", 100.0)
 RELATIVE = Column("relative", "Gradient distance relative to uniform")
+BOUND_MARKS = {"at least": "^", "at most": "v"}  # of speed-ups that are known from one side alone
 SHOWN = 2000  # points of a scatter plot at most: more only make it darker
 
 
@@ -157,11 +158,12 @@ def budget_curves(runs: Runs) -> Drawn:
                 style, ends = style_of[str(arm)], points[["low", "high"]].T.fillna(points["mean"]).to_numpy()
                 shown = np.minimum(ends, 1.3 * ends[np.isfinite(ends)].max())  # a bound may be infinite
                 panel.vlines(points["x"], *shown, color=style.colour, alpha=0.5, linewidth=1)
-                is_bound = points["censored"].eq("at least")
-                known, bounds = points[~is_bound], points[is_bound]
                 colour = {"color": style.colour}
+                known = points[~points["censored"].isin(BOUND_MARKS)]
                 panel.plot(known["x"], known["mean"], "o", linestyle=style.dash, markersize=3.5, **colour)
-                panel.plot(bounds["x"], bounds["mean"], "^", markersize=8, **colour)
+                for side, mark in BOUND_MARKS.items():
+                    if len(bounds := points[points["censored"].eq(side)]):
+                        panel.plot(bounds["x"], bounds["mean"], mark, markersize=8, **colour)
                 panel.plot(points["x"], points["mean"], linestyle="none", label=written(str(arm)), **colour)
             x = next(column for column in AXES if column.column == mine["axis"].iloc[0])
             panel.set(xscale="log", yscale="log", xlabel=f"Budget: {x.label.lower()}", ylabel=y.label)
@@ -182,8 +184,7 @@ def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
         for arm in arms:
             ended = final_errors(mine, arm, unit)
             ended["place"] = ended.groupby("budget")["place"].transform("median")
-            errors = _points_table([ended.assign(logs=np.log(ended["error"].clip(SMALLEST)))], "place", "logs")
-            errors[["mean", "low", "high"]] = FINAL.scale * np.exp(errors[["mean", "low", "high"]])
+            errors = _error_means(ended, "place")
             shifts = [
                 {"x": place, "mean": shift.speedup, **{name: getattr(shift, name) for name in told}}
                 for place, budget in sorted(set(zip(ended["place"], ended["budget"], strict=True)))
@@ -194,13 +195,19 @@ def _budgets(runs: Runs) -> Iterator[pd.DataFrame]:
                 yield table.assign(axis=UNIT_COLUMNS[unit], quantity=quantity, scale="log", **names)
 
 
+def _error_means(ended: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Return, at each value of a column, the mean over runs of the logarithm of `error`, as errors in per cent."""
+    means = _points_table([ended.assign(logs=np.log(ended["error"].clip(SMALLEST)))], x, "logs")
+    means[["mean", "low", "high"]] = FINAL.scale * np.exp(means[["mean", "low", "high"]])
+    return means
+
+
 def ends(runs: Runs) -> Drawn:
-    """The test error that each arm ends with, the lowest first: means of logarithms over seeds."""
+    """The test error that each arm ends with, the lowest first: means of logarithms over seeds; 1 if it diverged."""
     last = runs.rows.drop_duplicates("run_id", keep="last")[["run_id", "test_error"]]
-    ended = runs.runs[runs.runs["status"].eq("finished")].merge(last, on="run_id")
-    data = _points_table([ended.assign(logs=np.log(ended["test_error"].clip(SMALLEST)))], "arm", "logs")
-    data[["mean", "low", "high"]] = FINAL.scale * np.exp(data[["mean", "low", "high"]])
-    data = data.sort_values("mean", ignore_index=True)
+    ended = runs.runs[runs.runs["status"].isin(ENDED)].merge(last, on="run_id")
+    ended["error"] = ended["test_error"].where(ended["status"].eq("finished"), 1.0)
+    data = _error_means(ended, "arm").sort_values("mean", ignore_index=True)
     figure = Figure(figsize=(6.4, 0.9 + 0.24 * len(data)), layout="constrained")
     panel = figure.subplots()
     panel.hlines(data.index, data["low"], data["high"], color=INK, linewidth=1)

@@ -20,7 +20,7 @@ from isbench.report.claims import QUANTITIES
 from isbench.report.inventory import PAPERS, Experiment
 from isbench.report.load import Runs, read_json, read_results
 from isbench.report.methods import AXES, add_bars, methods
-from isbench.report.names import task, written
+from isbench.report.names import OWN, task, written
 from isbench.report.tables import DASH, clocks, p_value
 from isbench.report.templates import render
 from isbench.report.verdicts import RULES, holm
@@ -94,9 +94,11 @@ def tally(inventory: Sequence[Experiment], results: Path) -> str:
     if not counts:
         return f"{start}."
     tests = family(inventory, results)
+    survivors = holm(tests)
+    own = sum(experiment.paper == OWN and experiment.id in survivors for experiment in inventory)
     return (
         f"{start}. Verdicts on their claims: {counts}. Of {len(tests)} primary claims that an interval judges, "
-        f"{len(holm(tests))} survive Holm's correction at 5 %."
+        f"{len(survivors)} survive Holm's correction at 5 %, {own} of them on isbench's own method."
     )
 
 

@@ -11,7 +11,7 @@ WRITTEN = {
     "order_dp": "OrderDP",
     "p_sgd": "p-SGD",
     "rais": "RAIS",
-    "rho_loss": "RHO-Loss",
+    "rho_loss": "RHO-LOSS",
     "screen": "Screening",
     "selective_backprop": "Selective backprop",
     "sgd_s": "SGD-S",
@@ -42,6 +42,7 @@ WRITTEN = {
     "wrn_10_1": "WRN-10-1",
     "wrn_28_2": "WRN-28-2",
 }
+OWN = "screen"  # isbench's own method, and the folder of its experiments
 
 
 def written(name: str) -> str:

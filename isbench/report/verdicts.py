@@ -166,11 +166,6 @@ def decisive(evidence: Evidence) -> Rule:
     return next(rule for rule in RULES if rule.decides(evidence))
 
 
-def judge(evidence: Evidence) -> str:
-    """Return its name, the verdict."""
-    return decisive(evidence).name
-
-
 JUDGED = {rule.name for rule in RULES if rule.about in (EFFECT, RANGE, NUMBER)}
 
 
