@@ -26,7 +26,7 @@ from isbench.report.load import describe, read_results
 from isbench.report.measures import headline
 from isbench.report.names import OWN, task, written
 from isbench.report.tables import work
-from isbench.report.verdicts import RULES
+from isbench.report.verdicts import LEAST_ACTED, RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for what lies beside the package, imported where it is needed
@@ -168,21 +168,22 @@ def rivals_table() -> str:
         if len(methods) < 2:
             continue
         runs = read_results(path.parent)
-        last = runs.rows.drop_duplicates("run_id", keep="last")
+        columns = ["run_id", "test_error", "train_seconds", "updates", "acted_updates"]
+        last = runs.rows.drop_duplicates("run_id", keep="last")[columns]
         ends = runs.runs[runs.runs["budget"].eq(shifts[0]["of"]["budget"])].merge(last, on="run_id")
         of_arm = dict(iter(ends.groupby(whole(ends["arm"]))))
-        alone = {arm: mine[mine["alone"]][["train_seconds", "updates"]].sum() for arm, mine in of_arm.items()}
-        cost = {arm: sums["train_seconds"] / sums["updates"] for arm, sums in alone.items()}
+        alone = {arm: mine.loc[mine["alone"], ["train_seconds", "updates"]].sum() for arm, mine in of_arm.items()}
+        cost = {arm: sums["train_seconds"] / sums["updates"] for arm, sums in alone.items() if sums["updates"]}
         for arm in ("uniform", *methods):
-            found = methods.get(arm)
-            acted = found is None or found["verdict"] != "not exercised"
+            acted = of_arm[arm]["acted_updates"].sum() / of_arm[arm]["updates"].sum()
+            speedup = methods[arm]["ours"] if arm in methods else "\N{EN DASH}"
             cells = (
                 f"{task(*of_arm[arm][['dataset', 'model']].iloc[0])} (`{experiment.id}`)",
                 written(arm),
                 str(len(of_arm[arm])),
                 f"{100 * of_arm[arm]['test_error'].mean():.2f}",
-                f"{cost[arm] / cost['uniform']:.2f}\N{MULTIPLICATION SIGN}" if cost[arm] > 0 else "\N{EN DASH}",
-                ("\N{EN DASH}" if found is None else found["ours"]) if acted else "did not act",
+                f"{cost[arm] / cost['uniform']:.2f}\N{MULTIPLICATION SIGN}" if arm in cost else "\N{EN DASH}",
+                speedup if acted >= LEAST_ACTED else "did not act",
             )
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -237,14 +237,22 @@ def test_outcome_follows_the_interval(tmp_path, slopes, expected):
     assert outcome(rows_of(compare_arms(load_runs(tmp_path)), "loss")) == expected
 
 
-def test_wrong_labels_make_another_task(tmp_path):
-    for name, noise in (("clean", 0.0), ("noisy", 0.125)):
-        write_run(tmp_path / name, "uniform", 0, line(0.01), dataset={"name": "mnist5k", "label_noise": noise})
+def test_wrong_labels_and_examples_held_out_make_another_task(tmp_path):
+    changes = {
+        "a": {},
+        "b": {"label_noise": 0.125},
+        "c": {"validation": 48000.0},
+        "d": {"validation": 0.25, "label_noise": 0.5},
+    }
+    for name, change in changes.items():
+        write_run(tmp_path / name, "uniform", 0, line(0.01), dataset={"name": "mnist5k", **change})
     table = compare_arms(load_runs(tmp_path))
-    assert [task(*names) for names in table[["dataset", "model"]].to_numpy()] == [
+    assert {task(*names) for names in table[["dataset", "model"]].to_numpy()} == {
         "MNIST (5,000 digits), LeNet",
         "MNIST (5,000 digits) (12.5 % wrong labels), LeNet",
-    ]
+        "MNIST (5,000 digits) (48,000 held out), LeNet",
+        "MNIST (5,000 digits) (50 % wrong labels, 25 % held out), LeNet",
+    }
 
 
 def test_a_pair_of_which_one_shared_the_machine_is_not_timed(tmp_path):

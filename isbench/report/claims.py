@@ -595,7 +595,8 @@ def _sentence(finding: Finding, measured: Measured) -> str:
     goal = number(float(claim.of["target"])) if "column" in claim.of else f"{float(claim.of.get('target', 0)):.1%}"
     target = f" ({goal})" if finding.quantity.has_target else ""
     setting = f"On {setting_of(involved, finding.n)}: {text}{target}: {finding.ours()}{held}"
-    published = "" if finding.published() == DASH else f", published: {finding.published()}"
+    against = "published: " if claim.published is not None else ""
+    published = "" if finding.published() == DASH else f", {against}{finding.published()}"
     verdict = "one seed, no interval" if finding.verdict == "one seed" else finding.verdict
     if _is_too_coarse(claim, measured):
         verdict += f", from fewer than {ENOUGH_EVALUATIONS} evaluations"

@@ -234,9 +234,13 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _dataset(node: Mapping[str, Any]) -> str:
-    """Return the name of the data, with the share of wrong labels if there are any: they make it another task."""
-    name, noise = _plain(node["name"]), float(node.get("label_noise") or 0)
-    return name + (f" {100 * noise:g} % wrong labels" if noise else "")
+    """Return the name of the data, with what makes it another task: wrong labels, and examples that are held out."""
+    noise, held_out = (float(node.get(option) or 0) for option in ("label_noise", "validation"))
+    changes = (
+        f"{100 * noise:g} % wrong labels" if noise else "",
+        (f"{held_out:,.0f} held out" if held_out >= 1 else f"{100 * held_out:g} % held out") if held_out else "",
+    )
+    return " ".join([_plain(node["name"]), ", ".join(filter(None, changes))]).strip()
 
 
 def _plain(name: str) -> str:
