@@ -5,7 +5,7 @@ import math
 import pytest
 
 from isbench.report import collect
-from isbench.report.answer import BETTER, ERROR, LOSS, NEITHER, SPEEDUP, WORSE, Row, answer, reading, rows
+from isbench.report.answer import BETTER, ERROR, LOSS, NEITHER, SPEEDUP, WORSE, Row, answer, reading, rows, shared_tasks
 from isbench.report.forest import THEMES, draw
 from isbench.report.inventory import Cost, Experiment
 from isbench.report.load import read_results
@@ -109,10 +109,25 @@ def test_a_picture_is_drawn_where_only_the_speed_up_was_measured():
     assert len(draw([row(BETTER, SPEEDUP, "seconds")], *THEMES[""]).axes) == 3
 
 
-def test_what_two_experiments_tell_of_one_method_has_their_names_in_the_picture():
+def test_the_picture_has_task_and_experiment_above_their_methods():
     first = row(BETTER, SPEEDUP, "seconds")
-    second = first._replace(experiment="again")
-    texts = [text.get_text() for text in draw([first, second], *THEMES[""]).axes[0].texts]
-    assert {"MNIST, LeNet, by seconds, mine", "MNIST, LeNet, by seconds, again"} < set(texts)
-    texts = [text.get_text() for text in draw([first, second._replace(dataset="cifar10")], *THEMES[""]).axes[0].texts]
-    assert {"MNIST, LeNet, by seconds", "CIFAR-10, LeNet, by seconds"} < set(texts)
+    rows = [first, first._replace(method="upper_bound"), first._replace(experiment="again", dataset="cifar10")]
+    panels = draw(rows, *THEMES[""]).axes
+    heights = {text.get_text(): text.get_position()[1] for text in (*panels[0].texts, *panels[-1].texts)}
+    assert heights["mine"] == heights["MNIST, LeNet, by seconds"] > heights["Upper bound"]
+    assert heights["again"] == heights["CIFAR-10, LeNet, by seconds"] < heights["Upper bound"]
+    marks = sorted({line.get_ydata()[0] for line in panels[0].lines if line.get_marker() == "o"})
+    assert len(marks) == 3 and heights["Upper bound"] == marks[1]
+
+
+def test_a_task_of_several_experiments_is_known_as_such():
+    first = row(BETTER)
+    assert shared_tasks([first, first._replace(measure=LOSS)]) == set()
+    assert shared_tasks([first, first._replace(experiment="again")]) == {("rais", "mnist", "lenet")}
+    assert shared_tasks([first, first._replace(experiment="again", method="loss")]) == set()
+
+
+def test_an_interval_off_the_axis_has_one_arrow():
+    far = row(BETTER, SPEEDUP)._replace(ratio=100.0, low=80.0, high=120.0)
+    panel = draw([far], *THEMES[""]).axes[0]
+    assert [line.get_marker() for line in panel.lines if line.get_marker() in "<>"] == [">"]

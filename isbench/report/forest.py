@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from isbench.report.answer import BETTER, MEASURES, SPEEDUP, WORSE, Row, shared_tasks
+from isbench.report.answer import BETTER, MEASURES, SPEEDUP, WORSE, Row
 from isbench.report.curves import MATPLOTLIB
 from isbench.report.names import task, written
 from isbench.report.tables import TIMES
 
 TICKS = (0.2, 0.5, 1, 2, 5)
+LINE = 0.19  # inches
 EDGE = 8.0  # of the axes; what lies beyond ends in an arrow
 THEMES = {  # the name of the file's end, then ink, soft ink, lines, and the colours of better and worse, as on pages
     "": ("#1d2430", "#5b6675", "#d9dde3", "#0a6b4f", "#a3360f"),
@@ -50,36 +51,37 @@ def answer_csv(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, worse: str) -> Figure:
-    """Draw a line per method and task, with a panel per measure."""
-    places = {place: -number for number, place in enumerate(dict.fromkeys(map(_place, rows)))}
-    height = 0.44 * len(places) + 1.3
+    """Draw a line per method below the name of each task and experiment, with a panel per measure."""
+    axes = {row[:4]: row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
+    tasks: dict[tuple[str, ...], dict[str, float]] = {}  # experiment, data set and network; where each method stands
+    y = 0.0
+    for experiment, method, *setting in dict.fromkeys(row[:4] for row in rows):
+        methods = tasks.setdefault((experiment, *setting), {})
+        y -= 1 if methods else 2.4  # a task has a line for its name
+        methods[method] = y
+    height = LINE * (1 - y) + 1.3
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(1, len(MEASURES), sharey=True)
-    axes = {_place(row): row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
-    shared = shared_tasks(rows)
-    about = {
-        place: f"{task(*place[2:])}, by {axes[place]}" + (f", {place[0]}" if place[1:] in shared else "")
-        for place in places
-    }
-    left = 0.03 + 0.006 * max(map(len, about.values()))  # a letter of 7.5 points takes some 4 of the 648
-    figure.subplots_adjust(left=left, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.07)
+    figure.subplots_adjust(left=0.33, right=0.985, top=1 - 0.42 / height, bottom=0.85 / height, wspace=0.1)
     colours = {BETTER: better, WORSE: worse}
     for panel, measure in zip(panels, MEASURES, strict=True):
         _prepare(panel, measure, ink, lines)
         for row in rows:
             if row.measure == measure:
-                _draw_row(panel, row, places[_place(row)], colours.get(row.outcome, soft))
-    for place, y in places.items():
-        where = {"transform": panels[0].get_yaxis_transform(), "ha": "right", "clip_on": False}
-        panels[0].text(-0.05, y + 0.05, written(place[1]), va="bottom", fontweight="bold", **where)
-        panels[0].text(-0.05, y, about[place], va="top", fontsize=7.5, color=soft, **where)
-    panels[0].set(ylim=(min(places.values()) - 0.6, 0.6), yticks=[])
+                place = tasks[row.experiment, row.dataset, row.model][row.method]
+                _draw_row(panel, row, place, colours.get(row.outcome, soft))
+    left, right = (panel.get_yaxis_transform() for panel in (panels[0], panels[-1]))
+    words: Any = {"va": "center", "ha": "right"}
+    for (experiment, *setting), methods in tasks.items():
+        first = next(iter(methods))
+        about, head = f"{task(*setting)}, by {axes[experiment, first, *setting]}", methods[first] + 1.1
+        panels[0].text(-0.05, head, about, fontsize=7.5, color=soft, transform=left, **words)
+        panels[-1].text(1, head, experiment, fontsize=6.5, color=soft, transform=right, **words)
+        for method, place in methods.items():
+            panels[0].text(-0.05, place, written(method), fontweight="bold", transform=left, **words)
+    panels[0].set(ylim=(y - 1, 0), yticks=[])
     figure.legend(handles=_legend(soft, better, worse), loc="lower center", ncols=5, fontsize=8)
     return figure
-
-
-def _place(row: Row) -> tuple[str, str, str, str]:
-    return row.experiment, row.method, row.dataset, row.model
 
 
 def _prepare(panel: Axes, measure: str, ink: str, lines: str) -> None:

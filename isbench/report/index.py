@@ -13,7 +13,7 @@ import pandas as pd
 
 from isbench.errors import UserError
 from isbench.files import PROVENANCE, RUNS, VERDICTS
-from isbench.report.answer import ERROR, MEASURES, Row, answer, reading, shared_tasks
+from isbench.report.answer import ERROR, MEASURES, SPEEDUP, Row, answer, reading, shared_tasks
 from isbench.report.bars import Bar, bars
 from isbench.report.charts import CHARTS, Chart, examples
 from isbench.report.claims import QUANTITIES
@@ -43,7 +43,7 @@ def render_index(inventory: Sequence[Experiment], results: Path, found: Sequence
         reading=reading(found),
         tally=tally(inventory, results),
         measures=MEASURES,
-        shown=ERROR,
+        shown=SPEEDUP if any(row.measure == SPEEDUP for row in found) else ERROR,
         shared=shared_tasks(found),
         forests={measure: _forest([row for row in found if row.measure == measure]) for measure in MEASURES},
         axes=AXES,
