@@ -49,6 +49,15 @@ def test_methods_are_compared_where_both_have_had_equally_much(slower):
     assert loss.at["seconds"]["bar"].value == 0 < loss.at["seconds"]["bar"].neutral
 
 
+def test_a_run_is_not_read_in_its_middle_from_few_evaluations(tmp_path):
+    """After 100 updates both have ended; after the 10 s of `uniform` the other is half way between two evaluations."""
+    for arm, step in (("uniform", 0.1), ("loss", 0.2)):
+        for seed in range(2):
+            write_run(tmp_path, arm, seed, [(0.0, 0.9), (100 * step, 0.1)], arm=arm, update_seconds=step)
+    (loss,) = methods(load_runs(tmp_path))
+    assert set(loss.at) == {"updates", "epochs"} and loss.at["updates"]["error"] == pytest.approx(10)
+
+
 def test_a_chart_has_every_arm_on_every_axis(slower):
     (comparison,) = comparisons(slower)
     chart = chart_of(comparison, styles(comparison.arms))

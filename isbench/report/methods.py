@@ -8,12 +8,13 @@ import numpy as np
 from isbench.recording.record import UNIT_COLUMNS
 from isbench.report.bars import bars
 from isbench.report.budget_curve import FACTOR
-from isbench.report.claims import Claim, Finding, Run, check, measure
+from isbench.report.claims import ENOUGH_EVALUATIONS, Claim, Finding, Run, check, measure
 from isbench.report.load import Runs
 from isbench.report.measures import t_interval
 from isbench.report.tables import MINUS, count, number, plus_minus
 
 AXES = ("seconds", "updates", "epochs")
+NEAR_END = 0.98  # of a run; its last evaluation tells what it has come to there
 
 
 class Method(NamedTuple):
@@ -43,15 +44,18 @@ def methods(runs: Runs, baseline: str = "uniform") -> list[Method]:
 
 
 def _at_equal(runs: Runs, arm: str, baseline: str, axis: str) -> dict[str, Any]:
-    """Return numbers and their text where an arm and its baseline have had equally much; nothing without a pair."""
+    """Return numbers and their text where an arm and its baseline have had equally much.
+
+    Nothing without a pair, or where a run would be read in its middle, between too few evaluations.
+    """
     error, loss = (
         Claim(text=quantity, quantity=quantity, arm=arm, baseline=baseline, axis=axis)
         for quantity in ("test_error_difference", "train_loss_ratio")
     )
     measured = measure(error, runs)
-    if not measured.values:
-        return {}
     pairs = list(zip(measured.arms, measured.baselines, strict=True))
+    if not pairs or any(_is_coarse(pair, error) for pair in pairs):
+        return {}
     own = {name: _values(pairs, error, column) for name, column in UNIT_COLUMNS.items()}
     errors = 100 * _values(pairs, error, "test_error")
     difference, ratio = check(error, runs), check(loss, runs)
@@ -68,6 +72,14 @@ def _at_equal(runs: Runs, arm: str, baseline: str, axis: str) -> dict[str, Any]:
         **{f"{name}_text": number(float(np.mean(own[name]))) for name in ("seconds", "epochs")},
         "updates_text": count(float(np.mean(own["updates"]))),
     }
+
+
+def _is_coarse(pair: tuple[Run, Run], claim: Claim) -> bool:
+    ends = [run.end(claim) for run in pair]
+    counts = [(run.curve["updates"] > 0).sum() for run in pair]
+    return any(
+        min(ends) < NEAR_END * end and count < ENOUGH_EVALUATIONS for end, count in zip(ends, counts, strict=True)
+    )
 
 
 def _values(pairs: list[tuple[Run, Run]], claim: Claim, column: str) -> np.ndarray:
