@@ -177,10 +177,10 @@ def test_a_speed_up_whose_interval_begins_at_nothing_is_drawn(browser, tmp_path)
     assert main(["--results", str(tmp_path)]) == 0
     browser.open(tmp_path / "index.html")
     panel = "document.querySelector('figure.chart svg:last-of-type')"
-    assert browser.run(f"{panel}.querySelectorAll('circle.point').length") == 7
+    assert browser.run(f"{panel}.querySelectorAll('circle.point').length") == 5
     assert browser.run(f"{panel}.querySelectorAll('path.point').length") == 2, (
         "screening above 1.76 [1.48, inf], RHO-LOSS"
     )
     lengths = browser.run(f"[...{panel}.querySelectorAll('.bar')].map((bar) => bar.getBBox().height)")
-    assert len(lengths) == 8, "one for selective backprop, too: 0.55 [0, 0.89]"
+    assert len(lengths) == 6, "one for selective backprop, too: 0.55 [0, 0.89]"
     assert all(0 < length < 400 for length in lengths)
