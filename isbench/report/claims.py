@@ -487,12 +487,13 @@ def measure(claim: Claim, runs: Runs) -> Measured:
 
 def _measure_budgets(claim: Claim, runs: Runs) -> Measured:
     """Find the runs that a claim on budget curves is about: of the arm those of its budget, of the baseline all."""
-    budget = claim.of.get("budget")
     in_arm, in_baseline = (is_budget_of(runs.runs["arm"], name) for name in (claim.arm, claim.baseline))
-    involved = runs.runs[(in_arm & (runs.runs["budget"].eq(budget) | (budget is None))) | in_baseline]
+    if "budget" in claim.of:
+        in_arm &= runs.runs["budget"].eq(str(claim.of["budget"]))
+    involved = runs.runs[in_arm | in_baseline]
     # Where budgets are no seconds, runs that were alone lend the others the seconds of an update.
-    is_lent = involved["budget_unit"].ne("seconds") & (claim.axis != "seconds") & involved["alone"].any()
-    usable = involved[involved["alone"] | is_lent]
+    can_borrow = claim.axis != "seconds" and bool(involved["alone"].any())
+    usable = involved[involved["alone"] | (involved["budget_unit"].ne("seconds") & can_borrow)]
     ended = usable[usable["status"].isin(ENDED)]
     arms, baselines = (
         [run for _, part in ended[rows[ended.index]].groupby("arm") for run in _by_seed(runs, part, None).values()]

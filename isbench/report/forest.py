@@ -52,7 +52,9 @@ def answer_csv(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], ink: str, soft: str, lines: str, better: str, worse: str) -> Figure:
     """Draw a line per method below the name of each task and experiment, with a panel per measure."""
-    axes = {row[:4]: row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)}  # what was equal
+    axes: dict[tuple[str, ...], str] = {
+        row[:4]: row.axis for row in sorted(rows, key=lambda row: row.measure != SPEEDUP)
+    }  # what was equal
     tasks: dict[tuple[str, ...], dict[str, float]] = {}  # experiment, data set and network; where each method stands
     y = 0.0
     for experiment, method, *setting in dict.fromkeys(row[:4] for row in rows):
