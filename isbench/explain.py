@@ -179,6 +179,7 @@ LINES: dict[str, Callable[..., str]] = {
     r"Could not (?:find|load) '(.+?)/(.+?)'": no_such_choice,
     r"(?:Could not override|Key) '(.+?)'(?:\.| is not in struct)": no_such_key,
     r"Ambiguous value for argument '(.+?)'": lambda word: f"{word}: several values make a grid; give -m, too",
+    r"Sweep parameters '(.+?)=": lambda key: f"{key}: several values, or an arm, make a grid; give -m, too",
     r"(?m)^(.+)\n +full_key: (\S+)": lambda reason, key: f"{key}: {reason}",
 }
 

@@ -95,6 +95,10 @@ def test_help_is_quick_complete_and_without_torch() -> None:
         (["-m", "arm=rais"], "arm=rais: no such arm; this grid has no arms"),
         (["-m", "experiment=demo,other"], "run one experiment at a time"),
         (["arm=rais"], "arm=rais: only grids have arms; add -m"),
+        (
+            ["arm=rais", "dataset.validation=9"],
+            "dataset.validation: several values, or an arm, make a grid; give -m, too",
+        ),
         (["-m", "launcher=joblib", "budget.unit=seconds", "seed=0"], "n_jobs=2 with budget.unit=seconds"),
         (["seed 3"], "seed"),
         (["seed="], "seed"),

@@ -310,14 +310,18 @@ def test_batches_are_uniform_while_the_proxy_errs_and_it_goes_on_learning() -> N
         assert sampler.acts == acts and len(indices) == 4 * B and sampler.proxy.steps == steps + 1
 
 
-def test_a_proxy_that_is_poor_after_a_fourth_of_the_budget_is_dropped() -> None:
-    parts, sampler = build_screen("sampler.max_error=0", "budget.limit=80")
+@pytest.mark.parametrize(
+    ("error", "looks"),
+    [(0.39, 20), (0.41, 5), (0.59, 5), (0.61, 3)],  # in 80 updates of which four share a look: a fourth, and an eighth
+    ids=["good", "nearly good", "poor", "hopeless"],
+)
+def test_a_poor_proxy_is_dropped(error: float, looks: int) -> None:
+    parts, sampler = build_screen("sampler.max_error=0.4", "budget.limit=80")
+    sampler._error.push = lambda number: None
+    sampler._error.fill(error)
     train_parts(parts)
-    assert parts.progress.acted_updates == 0 and sampler.proxy.steps == 20 / 4
-    assert sampler._small is None, "nothing was selected, so the small images of all were never made"
-    good, sampler = build_screen("sampler.max_error=0.95", "sampler.start=0.5", "budget.limit=80")
-    train_parts(good)
-    assert sampler.proxy.steps == 80 / 4 and good.progress.acted_updates == 40
+    assert sampler.proxy.steps == looks and parts.progress.acted_updates == (80 if looks == 20 else 0)
+    assert (sampler._small is None) is (looks < 20), "nothing was selected, so small images of all were never made"
 
 
 def test_an_image_is_the_same_before_and_after_all_are_kept() -> None:

@@ -19,7 +19,8 @@ from isbench.samplers.base import EpochSampler, LateReading
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 NUM_TESTED = 1000  # examples at least, evenly apart, on which the record's error of the proxy is measured
-PATIENCE = 0.25  # share of the budget; a proxy that is still poor then costs no more
+# From these shares of the budget on, a proxy that is wrong so many times as often as max_error is dropped.
+PATIENCE = ((1 / 8, 1.5), (1 / 4, 1.0))
 
 
 class Screen(EpochSampler):
@@ -29,8 +30,8 @@ class Screen(EpochSampler):
     serves `look_every` updates: it scores a pool for each, and its backward pass takes one step of Adam on all of them.
     Of a batch, (1 - eps) b are the least certain of their pool, the others uniform among the rest. Pools come from
     shuffled passes. Batches are uniform at both ends of the budget, while the proxy knows too little, and once the data
-    have been seen so often that choosing among them would repeat a few. After a fourth of the budget a proxy that knows
-    too little is dropped, so that it costs no more.
+    have been seen so often that choosing among them would repeat a few. A proxy that is wrong more than 1.5 times as
+    often as it may be after an eighth of the budget, or that still knows too little after a fourth, is dropped.
 
     Args:
         pool_ratio: B / b, the size of a pool over that of a batch.
@@ -114,8 +115,10 @@ class Screen(EpochSampler):
         workspace = self.workspace
         spent = workspace.fraction()
         passes = workspace.progress.updates * workspace.batch_size / workspace.num_examples
-        is_good = self._error.value() <= self.max_error
-        learns = spent < self.stop and passes < self.max_passes and (is_good or spent < PATIENCE)
+        error = self._error.value()
+        is_good = error <= self.max_error
+        is_dropped = any(spent >= share and error > times * self.max_error for share, times in PATIENCE)
+        learns = spent < self.stop and passes < self.max_passes and not is_dropped
         self.acts = learns and is_good and spent >= self.start
         if self.acts:
             pools = self._pools()
