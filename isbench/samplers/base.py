@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from isbench.errors import ConfigError
-from isbench.samplers.basis import Basis
+from isbench.samplers.basis import Basis, Feed
 from isbench.types import Draw
 
 Signals = Mapping[str, Tensor]
@@ -159,11 +159,12 @@ class _Copy:
 
     def __init__(self, number: Tensor):
         self.is_pending = number.device.type == "cuda"
-        self.host = torch.empty_like(number, device="cpu", pin_memory=self.is_pending)
-        self.host.copy_(number, non_blocking=True)
         if self.is_pending:
+            self.host = torch.empty_like(number, device="cpu", pin_memory=True).copy_(number, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
+        else:
+            self.host = number.clone()
 
     def wait(self) -> float:
         if self.is_pending:
@@ -177,31 +178,20 @@ class EpochSampler(Sampler):
     A batch that reaches past the end of a pass is filled from the next one, so that every batch has b examples.
     """
 
-    remembers: tuple[str, ...] = ("_indices", "_weights", "_cursor", "acts")
+    remembers: tuple[str, ...] = ("planned", "acts")
     acts: bool = True  # see `Draw`; `plan` may set it for its pass
+    planned: Feed
 
     def allocate(self) -> None:
-        self._indices = torch.empty(0, dtype=torch.int64, device=self.workspace.device)
-        self._weights = torch.empty(0, device=self.workspace.device)
-        self._cursor = 0
+        self.planned = Feed(self.workspace.device)
 
     def plan(self) -> tuple[Tensor, Tensor]:
         """Return the indices (m,) of the next pass or updates in order, and their weights (m,) float32."""
         raise NotImplementedError
 
     def draw(self) -> Draw:
-        wanted = self.workspace.batch_size
-        indices, weights = [], []
-        while wanted > 0:
-            if self._cursor == len(self._indices):
-                self._indices, self._weights = self.plan()
-                self._cursor = 0
-            taken = slice(self._cursor, self._cursor + wanted)
-            indices.append(self._indices[taken])
-            weights.append(self._weights[taken])
-            self._cursor += len(indices[-1])
-            wanted -= len(indices[-1])
-        return Draw(self.workspace.fetch(torch.cat(indices)), torch.cat(weights), acts=self.acts)
+        indices, weights = self.planned.take(self.workspace.batch_size, self.plan)
+        return Draw(self.workspace.fetch(indices), weights, acts=self.acts)
 
 
 def last_of_repeats(indices: Tensor, values: Tensor) -> Tensor:

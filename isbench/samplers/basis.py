@@ -4,13 +4,45 @@ Two classes give it: `isbench.samplers.workspace.Workspace` in a run, `isbench.g
 one's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isbench.types import Batch, Draw, Progress
+
+
+class Feed:
+    """Rows of equally long tensors, handed out in order. When all are taken, new ones are made."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.columns: tuple[Tensor, ...] = ()
+        self.num_rows = self.taken = 0
+
+    def take(self, k: int, refill: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return the next k rows of each column, (k, ...). `refill` makes the columns (m, ...) that follow."""
+        pieces = []
+        while k > 0:
+            if self.taken == self.num_rows:
+                self._hold(refill())
+            size = min(k, self.num_rows - self.taken)
+            pieces.append(tuple(column.narrow(0, self.taken, size) for column in self.columns))
+            self.taken += size
+            k -= size
+        return pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"columns": list(self.columns), "taken": self.taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._hold(tuple(column.to(self.device) for column in state["columns"]))
+        self.taken = state["taken"]
+
+    def _hold(self, columns: tuple[Tensor, ...]) -> None:
+        self.columns, self.taken = columns, 0
+        self.num_rows = len(columns[0]) if columns else 0
 
 
 class Basis:
@@ -52,8 +84,7 @@ class Basis:
         self.generator = generator
         self.progress = progress
         self._order_stream = order
-        self._order: Tensor | None = None  # the current shuffled pass of `candidates`
-        self._cursor = 0
+        self._passes = Feed(device)
 
     def fraction(self) -> float:
         """Return the share of the budget that is spent, from 0 to about 1."""
@@ -69,17 +100,7 @@ class Basis:
 
     def candidates(self, k: int) -> Tensor:
         """Return the next k indices, (k,), of an endless stream of shuffled passes over the training set."""
-        if self._order is None:
-            self._order = self._shuffle()
-        pieces = []
-        while k > 0:
-            if self._cursor == self.num_examples:
-                self._order, self._cursor = self._shuffle(), 0
-            piece = self._order[self._cursor : self._cursor + k]
-            self._cursor += len(piece)
-            k -= len(piece)
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return self._passes.take(k, self._shuffle)[0]
 
     def draw_views(self, k: int) -> Tensor:
         """Return fresh augmentation parameters, (k, V)."""
@@ -124,13 +145,11 @@ class Basis:
         """Return the median seconds of a call on the slowest rank, work on the device included. It waits for that."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Tensor | int | None]:
-        return {"order": self._order, "cursor": self._cursor}
+    def state_dict(self) -> dict[str, Any]:
+        return self._passes.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        order = state["order"]
-        self._order = None if order is None else order.to(self.device)
-        self._cursor = state["cursor"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._passes.load_state_dict(state)
 
-    def _shuffle(self) -> Tensor:
-        return torch.randperm(self.num_examples, device=self.device, generator=self._order_stream)
+    def _shuffle(self) -> tuple[Tensor]:
+        return (torch.randperm(self.num_examples, device=self.device, generator=self._order_stream),)

@@ -66,4 +66,4 @@ class InfoBatch(EpochSampler):
         assign(self.scores, indices, signals["loss"])
 
     def diagnostics(self) -> dict[str, float]:
-        return {"kept_share": len(self._indices) / self.workspace.num_examples}
+        return {"kept_share": self.planned.num_rows / self.workspace.num_examples}

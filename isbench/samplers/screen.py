@@ -157,7 +157,7 @@ class Screen(EpochSampler):
         targets = self.workspace.targets.index_select(0, flat)
         probabilities = self.proxy.look(self._small_images(flat).float(), targets)
         highest, predicted = probabilities.max(0)  # argmax alone takes ten times as long
-        self._error.push((predicted != targets).float().mean())
+        self._error.push((predicted != targets).count_nonzero() / len(flat))
         certainty = highest if self.score == "uncertainty" else probabilities.gather(0, targets[None])
         return certainty.view_as(indices)
 
