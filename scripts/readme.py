@@ -251,8 +251,13 @@ def reliability_table() -> str:
     return f"**{headline(found)}**\n\n{markdown(found)}"
 
 
+def answer_text() -> str:
+    verdict, *said = answer.answer(rows())
+    return "\n".join([f"**{verdict}**", "", *(f"- {sentence}" for sentence in said)])
+
+
 TABLES = {
-    "answer": lambda: f"**{answer.answer(rows())}**",
+    "answer": answer_text,
     "cards": card_table,
     "demo": demo_table,
     "experiments": experiment_table,

@@ -35,6 +35,7 @@ GIVEN = {"dataset": {"data_dir"}, "model": {"input_shape", "num_classes"}, "opti
 # Networks and samplers that another experiment brings together too.
 SAME_PATHS = {
     "screen_mnist_seconds",
+    "screen_overhead",
     "is_cifar100",
     "is_pool_size",
     "impon_svhn",

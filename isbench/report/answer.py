@@ -136,19 +136,19 @@ def _outcome(centre: Centre) -> str:
     return BETTER if centre.low > 1 else WORSE
 
 
-def answer(found: Sequence[Row]) -> str:
-    """Return the answer, with a sentence on published methods and one on isbench's own.
+def answer(found: Sequence[Row]) -> list[str]:
+    """Return the answer, then a sentence on published methods and one on isbench's own.
 
     It is no unless in equal seconds a test error is lower, or an error is reached sooner: what a method costs counts.
     """
     judged = [row for row in found if row.is_counted and row.measure != LOSS]
     if not any(row.measure == ERROR for row in judged):
-        return "Nothing is known yet: no method and uniform sampling have two paired seeds."
+        return ["Nothing is known yet: no method and uniform sampling have two paired seeds."]
     is_shown = any(row.outcome == BETTER and row.axis == "seconds" for row in judged)
     published, own = ([row for row in judged if (row.method == OWN) == is_own] for is_own in (False, True))
     sentences = (("Published methods", published), (f"{written(OWN)}, isbench's own", own))
-    said = (_sentence(name, rows) for name, rows in sentences if rows)
-    return " ".join(["In places." if is_shown else "Not in what has run so far.", *said])
+    said = [_sentence(name, rows) for name, rows in sentences if rows]
+    return ["In places." if is_shown else "Not in what has run so far.", *said]
 
 
 def _sentence(name: str, judged: list[Row]) -> str:
@@ -160,10 +160,9 @@ def _sentence(name: str, judged: list[Row]) -> str:
     best = f" (best: {_place(lower[0])}, at equal {lower[0].axis})" if lower else ""
     fastest = f" (best: {_place(sooner[0])}, {sooner[0].text} in {sooner[0].axis})" if sooner else ""
     return (
-        f"{name}: of {len(errors)} comparisons with uniform sampling at an equal budget, {_count(len(lower))} with a "
-        f"lower test error{best}, {higher} with a higher one and {unclear} without a clear difference; of "
-        f"{len(speedups)} measured speed-ups to the same error, {len(sooner)} {'is' if len(sooner) == 1 else 'are'} "
-        f"above 1{fastest}."
+        f"{name}: in {len(lower)} of {len(errors)} comparisons at an equal budget the test error is lower than uniform "
+        f"sampling's{best}, in {higher} higher and in {unclear} not clearly different; of {len(speedups)} measured "
+        f"speed-ups to the same error, {len(sooner)} {'is' if len(sooner) == 1 else 'are'} above 1{fastest}."
     )
 
 
@@ -185,10 +184,6 @@ def reading(found: Sequence[Row]) -> str:
         f"in their own unit ({equal}). {f'Not counted: {without}. ' if without else ''}"
         "Intervals are 95 % over seeds, each by itself: none is corrected for the number of comparisons."
     )
-
-
-def _count(count: int) -> str:
-    return f"{count or 'none'} {'end' if count > 1 else 'ends'}"
 
 
 def _place(row: Row) -> str:
