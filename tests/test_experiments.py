@@ -32,29 +32,6 @@ from tests.pretend_gpu import pretend_gpu
 FOLDER = config_folder() / "experiment"
 # What the program adds to the values of a yaml.
 GIVEN = {"dataset": {"data_dir"}, "model": {"input_shape", "num_classes"}, "optimizer": {"model"}}
-# Networks and samplers that another experiment brings together too.
-SAME_PATHS = {
-    "screen_mnist_seconds",
-    "screen_overhead",
-    "is_cifar100",
-    "is_pool_size",
-    "impon_svhn",
-    "impon_cifar100",
-    "impon_bank_size",
-    "rais_svhn",
-    "rais_cifar100",
-    "screen_mnist_noise_10",
-    "screen_mnist_noise_10_rivals",
-    "screen_fashion_mnist_rivals",
-    "screen_mnist_noise_20",
-    "screen_mnist_crop",
-    "screen_mnist5k",
-    "screen_fashion_mnist",
-    "screen_rot_mnist",
-    "screen_choices",
-    "screen_cifar100_wrn_28_2",
-    "screen_cifar100_resnet18",
-}
 SHAPES = {
     "cifar10": [3, 16, 16],
     "cifar100": [3, 16, 16],
@@ -222,16 +199,20 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize(
-    "experiment", [each for each in experiments() if each.id not in SAME_PATHS], ids=lambda experiment: experiment.id
-)
+trained: set[str] = set()  # what an experiment before has brought together too, in this process
+
+
+@every_experiment
 def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Experiment, tmp_path, monkeypatch) -> None:
-    configs = [job.config for job in jobs_of(experiment)]
-    for config in {(config.model["name"], config.sampler["_target_"]): config for config in configs}.values():
+    for config in (reduced(job.config, tmp_path) for job in jobs_of(experiment)):
+        path = str((config.model, config.sampler["_target_"], config.probe, config.augmentation, config.numerics))
+        if path in trained:
+            continue
+        trained.add(path)
         if config.model["name"] == "efficientnet_lite0":
             pytest.importorskip("timm")
         with pretend_gpu(monkeypatch) if "a GPU" in experiment.needs else nullcontext():
-            outcome = run(reduced(config, tmp_path))
+            outcome = run(config)
         assert outcome.status == "finished", outcome.reason
 
 
