@@ -156,13 +156,13 @@ def _sentence(name: str, judged: list[Row]) -> str:
     lower, sooner = (
         sorted((row for row in rows if row.outcome == BETTER), key=_size, reverse=True) for rows in (errors, speedups)
     )
-    higher, unclear = (sum(row.outcome == outcome for row in errors) for outcome in (WORSE, NEITHER))
+    higher = sum(row.outcome == WORSE for row in errors)
     best = f" (best: {_place(lower[0])}, at equal {lower[0].axis})" if lower else ""
     fastest = f" (best: {_place(sooner[0])}, {sooner[0].text} in {sooner[0].axis})" if sooner else ""
     return (
-        f"{name}: in {len(lower)} of {len(errors)} comparisons at an equal budget the test error is lower than uniform "
-        f"sampling's{best}, in {higher} higher and in {unclear} not clearly different; of {len(speedups)} measured "
-        f"speed-ups to the same error, {len(sooner)} {'is' if len(sooner) == 1 else 'are'} above 1{fastest}."
+        f"{name}: at an equal budget, a lower test error than uniform sampling's in {len(lower)} of {len(errors)} "
+        f"comparisons{best} and a higher one in {higher}; to the same error, faster in {len(sooner)} of "
+        f"{len(speedups)}{fastest}."
     )
 
 
