@@ -180,7 +180,7 @@ def reduced(config: RunConfig, folder: Path) -> RunConfig:
         "shape": SHAPES.get(config.dataset["name"], [1, 28, 28]),
     }
     sizes: dict[str, Any] = {key: int(value) for key, value in TINY_POOLS.items()}
-    sizes |= {"batch_size": 8, "repeats": 2, "examples": 16, "count": 4}
+    sizes |= {"batch_size": 8, "repeats": 2, "examples": 16, "count": 4, "batches": 2}
     plain = {"weights": None, "pretrained": False, "freeze_norm_statistics": False, "side": 32}
     return replace(
         config,
