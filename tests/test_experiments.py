@@ -205,7 +205,8 @@ trained: set[str] = set()  # what an experiment before has brought together too,
 @every_experiment
 def test_every_network_takes_updates_with_every_sampler_it_meets(experiment: Experiment, tmp_path, monkeypatch) -> None:
     for config in (reduced(job.config, tmp_path) for job in jobs_of(experiment)):
-        path = str((config.model, config.sampler["_target_"], config.probe, config.augmentation, config.numerics))
+        parts = config.dataset["shape"], config.model, config.sampler["_target_"], config.probe, config.augmentation
+        path = str((*parts, config.numerics.engine))
         if path in trained:
             continue
         trained.add(path)
