@@ -114,8 +114,7 @@ def report_results(ids: Sequence[str], results: Path) -> Path:
     found = rows(experiments(), results)
     index.write_text(render_index(experiments(), results, found), encoding="utf-8")
     (results / "primary.md").write_text(primary_markdown(experiments(), results), encoding="utf-8")
-    if not ids:  # the picture is drawn once for all
-        save_answer(found, results / "answer")
+    save_answer(found, results / "answer")
     return index
 
 

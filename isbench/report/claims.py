@@ -574,8 +574,8 @@ def _by_seed(runs: Runs, chosen: pd.DataFrame, probe: str | None) -> dict[tuple[
     """Return the runs that have evaluations (rows of a probe, where one is named), by data set, model and seed."""
     found = {}
     for _, run in chosen.iterrows():
-        curve = runs.rows[runs.rows["run_id"] == run["run_id"]]
-        probed = runs.probes[runs.probes["run_id"] == run["run_id"]]
+        curve = runs.rows_of.get(run["run_id"], runs.rows[:0])
+        probed = runs.probes_of.get(run["run_id"], runs.probes[:0])
         if len(probed if probe else curve):
             found[run["dataset"], run["model"], run["seed"]] = Run(curve, probed, run["status"] == "diverged")
     return found

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ class Runs:
     runs: pd.DataFrame
     probes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*KEYS, "updates", "epoch"]))
     notices: tuple[str, ...] = ()  # what a reader must know about records that could not be used
+
+    @cached_property
+    def rows_of(self) -> Mapping[str, pd.DataFrame]:
+        """The rows of each run that has any, by its id."""
+        return {str(run_id): rows for run_id, rows in self.rows.groupby("run_id", sort=False)}
+
+    @cached_property
+    def probes_of(self) -> Mapping[str, pd.DataFrame]:
+        """The probe rows of each run that has any, by its id."""
+        return {str(run_id): rows for run_id, rows in self.probes.groupby("run_id", sort=False)}
 
 
 def load_runs(folder: Path) -> Runs:

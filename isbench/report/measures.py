@@ -121,10 +121,11 @@ class Speedup(NamedTuple):
 
 def value_at(curve: pd.DataFrame, place: float, column: str, axis: str = "train_seconds") -> float:
     """Return `column` where `axis` is `place`, interpolated linearly; NaN before the first row or after the last."""
-    known = curve.dropna(subset=[axis, column])
-    if known.empty:
+    places, values = (curve[name].to_numpy(float) for name in (axis, column))
+    known = ~(np.isnan(places) | np.isnan(values))
+    if not known.any():
         return float("nan")
-    return float(np.interp(place, known[axis], known[column], left=np.nan, right=np.nan))
+    return float(np.interp(place, places[known], values[known], left=np.nan, right=np.nan))
 
 
 def time_to_target(curve: pd.DataFrame, column: str, target: float, axis: str = "train_seconds") -> float:
