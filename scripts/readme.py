@@ -142,7 +142,7 @@ def screening_table() -> str:
         for experiment in experiments()
         if experiment.figure == "budget_curves" and (path := ROOT / "results" / experiment.id / "figure.csv").is_file()
     ]
-    head = ("task", "1x", "n", *(f"{factor:g}x" for factor in FACTORS))
+    head = ("task", "1x is", "n", *(f"{factor:g}x" for factor in FACTORS))
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for experiment, points in found:
         longest, is_timed = points["x"].max(), points["axis"].eq(SECONDS.column).any()
