@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 from isbench.report import charts
 from isbench.report.budget_curve import budget_shift, curve_shift, final_errors
 from isbench.report.claims import Claim, check, measure
-from isbench.report.drawings import budget_curves
+from isbench.report.drawings import _spell_out, budget_curves
 from isbench.report.load import load_runs
 from tests.report_samples import write_run
 
@@ -366,3 +367,13 @@ def test_p_is_that_of_a_factor_of_one():
     diverged = method.assign(error=[0.3, 1.0, 0.35])
     assert curve_shift(baseline, diverged).p == 1.0  # two of three signs
     assert math.isnan(curve_shift(baseline, method.assign(place=3.0)).p)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.96, 1.03), (0.94, 1.11), (35, 51), (0.7, 3), (300, 3000)])
+def test_a_logarithmic_axis_has_numbers_however_narrow(low, high):
+    axis = Figure().subplots()
+    axis.set(yscale="log", ylim=(low, high))
+    _spell_out(axis.yaxis)
+    shown = [float(text.get_text().replace(",", "")) for text in axis.get_yticklabels() if text.get_text()]
+    assert sum(low <= number <= high for number in shown) >= 2
+    assert not low < 1 < high or 1 in shown, "no speed-up"

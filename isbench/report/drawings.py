@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from isbench.recording.record import ENDED, UNIT_COLUMNS
 from isbench.report.budget_curve import SMALLEST, budget_shift, final_errors, whole
@@ -213,9 +213,9 @@ def ends(runs: Runs) -> Drawn:
     panel.hlines(data.index, data["low"], data["high"], color=INK, linewidth=1)
     panel.plot(data["mean"], data.index, "o", color=INK, markersize=4)
     panel.set_yticks(data.index, map(written, data["x"]))
-    panel.invert_yaxis()
     panel.set(xlabel=FINAL.label)
     if len(data):  # a log axis needs a number
+        panel.set_ylim(len(data) - 0.5, -0.5)  # from above
         panel.set_xscale("log")
         _spell_out(panel.xaxis)
     return figure, data.rename(columns={"x": "arm"})
@@ -416,7 +416,10 @@ def _points_table(seeds: list[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
 
 def _spell_out(axis: Any) -> None:
     """Write the numbers of a logarithmic axis as they are, without powers."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    low, high = axis.get_view_interval()
+    round_numbers = LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    is_narrow = sum(low <= place <= high for place in round_numbers.tick_values(low, high)) < 2
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if is_narrow else round_numbers)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 
